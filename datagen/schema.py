@@ -83,7 +83,9 @@ QUERY = pa.schema(
         pa.field("query", pa.string(), nullable=False),
         pa.field("positives", pa.list_(pa.string()), nullable=False),  # doc_id, sorted
         pa.field("given_negatives", pa.list_(pa.string()), nullable=False),  # doc_id, in order
-        pa.field("cluster", pa.string(), nullable=False),  # query_id of the cluster's representative
+        pa.field(
+            "cluster", pa.string(), nullable=False
+        ),  # query_id of the cluster's representative
         pa.field("licence", pa.string()),
         pa.field("provenance", PROVENANCE),
     ]
@@ -114,7 +116,10 @@ MINED = pa.schema(
 )
 
 MIX_DOCUMENT = pa.schema(
-    [DOCUMENT.field(n) for n in ("doc_id", "source", "title", "text", "language", "script", "cluster")]
+    [
+        DOCUMENT.field(n)
+        for n in ("doc_id", "source", "title", "text", "language", "script", "cluster")
+    ]
 )
 
 # Positives and negatives are row numbers of the documents table (all shards in order).
@@ -232,7 +237,9 @@ def pair_problem(pair: Mapping[str, Any]) -> tuple[str, str] | None:
         value = pair.get(field)
         if not isinstance(value, str):
             kind = type(value).__name__
-            return f"{field}_not_text", _problem(f"{field} is {kind}", "text", "mend the source row")
+            return f"{field}_not_text", _problem(
+                f"{field} is {kind}", "text", "mend the source row"
+            )
         if not value.strip():
             return f"{field}_empty", _problem(f"{field} is blank", "text", "mend the source row")
         if len(value) > limit:
@@ -251,7 +258,9 @@ def _problem(found: str, expected: str, do: str) -> str:
     return str(UserError(found=found, expected=expected, do=do))
 
 
-def rejected_row(record: Mapping[str, Any], *, reason: str, error: str = "") -> dict[str, str | None]:
+def rejected_row(
+    record: Mapping[str, Any], *, reason: str, error: str = ""
+) -> dict[str, str | None]:
     """One row of QUARANTINE or DROPPED for a record that was not kept."""
     provenance = record.get("provenance") or {}
     text = json.dumps(record, ensure_ascii=True, sort_keys=True, default=_printable)

@@ -18,7 +18,7 @@ import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -109,8 +109,9 @@ class UnitResult:
 class Workers:
     """How many processes run a step's units, and what each one needs.
 
-    `actors=None` runs stateless tasks, as many as the cluster's CPUs allow. With `actors=n`, `process`
-    is a class: each of n actors builds one (loading its model once) and calls it for every unit.
+    `actors=None` runs stateless tasks, as many as the cluster's CPUs allow. With `actors=n`,
+    `process` is a class: each of n actors builds one (loading its model once) and calls it for
+    every unit.
     """
 
     actors: int | None = None
@@ -133,6 +134,11 @@ class Step:
     inputs: Mapping[str, "Step"]
     work: Callable[["Context"], None]
     summary: str = ""
+    folder: str = ""  # relative to the output; `steps/<name>` unless given
+
+    @property
+    def place(self) -> str:
+        return self.folder or f"steps/{self.name}"
 
 
 @dataclasses.dataclass
@@ -170,14 +176,12 @@ class Context:
         phase: str = "",
         workers: Workers = Workers(),
         constructor: Mapping[str, Any] | None = None,
-        rows_of: Callable[[dict[str, Any]], int] | None = None,
     ) -> None:
         """Process every unit somewhere on the cluster and commit its rows as shard `<table>-<i>`.
 
         `process(unit) -> UnitResult` is a module-level function, or with `workers.actors` a class
         built once per actor as `process(**constructor)`. Units committed before are not run again.
-        A step with several calls gives each its own `phase`, which also prefixes nothing: tables
-        must differ between phases.
+        A step with several calls gives each its own `phase` and its own tables.
         """
         committer = _Committer(
             self.folder.uri, process, dict(constructor or {}), dict(schemas), phase, workers.actors
@@ -209,7 +213,7 @@ class Context:
 
 
 class _Committer:
-    """Runs one unit and commits what it gave: shards first, then the record that vouches for them."""
+    """Runs one unit and commits what it gave: shards first, then the record that vouches for it."""
 
     def __init__(
         self,
@@ -245,7 +249,9 @@ class _Committer:
         return record
 
 
-def _run_local(todo: Sequence[tuple[int, dict]], committer: _Committer, workers: Workers):
+def _run_local(
+    todo: Sequence[tuple[int, dict]], committer: _Committer, workers: Workers
+) -> Iterator[dict[str, Any]]:
     for index, unit in todo:
         yield committer(index, unit)
 
@@ -268,7 +274,9 @@ class _RayUnit:
             return {"user_error": error.fields()}
 
 
-def _run_ray(todo: Sequence[tuple[int, dict]], committer: _Committer, workers: Workers):
+def _run_ray(
+    todo: Sequence[tuple[int, dict]], committer: _Committer, workers: Workers
+) -> Iterator[dict[str, Any]]:
     if not todo:
         return
     import ray
@@ -302,7 +310,7 @@ def _run_ray(todo: Sequence[tuple[int, dict]], committer: _Committer, workers: W
 
 
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start Ray on this machine."""
+    """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start Ray here."""
     import ray
     import ray.data
 
@@ -319,7 +327,8 @@ class Progress:
 
     def __init__(self, name: str, *, total: int, done: int = 0):
         self.name, self.total, self.done, self.resumed = name, total, done, done
-        self.rows, self.dropped = 0, Counter()
+        self.rows = 0
+        self.dropped: Counter[str] = Counter()
         self.started = self.printed = time.monotonic()
         if done:
             log.info("%s: resuming, %d of %d units are committed", name, done, total)
@@ -351,7 +360,9 @@ class Progress:
 
 def fingerprint(step: Step, input_digests: Mapping[str, str]) -> str:
     """sha256 over everything that decides the step's output."""
-    return hashlib.sha256(json.dumps(_identity(step, input_digests), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(_identity(step, input_digests), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _identity(step: Step, input_digests: Mapping[str, str]) -> dict[str, Any]:
@@ -381,13 +392,15 @@ def drifted_keys(recorded: Any, current: Any, prefix: str = "") -> list[str]:
 def run_step(
     step: Step, root: Folder, inputs: Mapping[str, Folder], *, executor: Literal["ray", "local"]
 ) -> Manifest:
-    """Bring `root/<name>` up to date and return its manifest."""
-    folder = root.folder(step.name)
+    """Bring the step's folder under `root` up to date and return its manifest."""
+    folder = root.folder(step.place)
     digests = {name: read_manifest(place).digest for name, place in inputs.items()}
     identity, mark = _identity(step, digests), fingerprint(step, digests)
     if folder.exists(MANIFEST):
         manifest = read_manifest(folder)
-        _refuse_drift(step, folder, manifest.fingerprint, mark, manifest.stats.get("identity"), identity)
+        _refuse_drift(
+            step, folder, manifest.fingerprint, mark, manifest.stats.get("identity"), identity
+        )
         log.info("%s: up to date (%s)", step.name, _counts(manifest))
         return manifest
     if folder.exists(STARTED):
@@ -429,7 +442,7 @@ def _refuse_drift(step: Step, folder: Folder, recorded: str, mark: str, old: Any
         found=f"step {step.name!r} in {folder.uri} was made with another configuration: "
         + "; ".join(lines[:8]),
         expected="the configuration that made it",
-        do="put the old value back, choose another --output, or delete that folder and those after it",
+        do="put the old value back, choose another --output, or delete that folder and all after it",
     )
 
 
@@ -446,15 +459,15 @@ def _counts(manifest: Manifest) -> str:
 def run_steps(
     steps: Sequence[Step], output: str, *, executor: Literal["ray", "local"] = "ray"
 ) -> dict[str, Manifest]:
-    """Run the steps in order under `output/steps/`; a step may read any step before it."""
-    root = Folder(output).folder("steps")
+    """Run the steps in order under `output`; a step may read any step before it."""
+    root = Folder(output)
     done: dict[str, Manifest] = {}
     for number, step in enumerate(steps, 1):
         missing = [name for name in step.inputs.values() if name.name not in done]
         if missing or step.name in done:
             raise ValueError(f"step {step.name!r}: listed twice, or before its input {missing}")
         log.info("[%d/%d] %s: %s", number, len(steps), step.name, step.summary)
-        inputs = {name: root.folder(upstream.name) for name, upstream in step.inputs.items()}
+        inputs = {name: root.folder(upstream.place) for name, upstream in step.inputs.items()}
         done[step.name] = run_step(step, root, inputs, executor=executor)
     return done
 

@@ -1,8 +1,9 @@
 """Arrow shards with a manifest: the only way data is kept between steps and handed to the trainer.
 
-A folder holds named tables. Each table is a list of shards, `<table>-00000.arrow`, in Arrow IPC file
-format (random access, no compression, so that reading is memory-mapping). A shard is written under
-a temporary name, hashed and renamed; `manifest.json` comes last, so a folder that has one is whole.
+A folder holds named tables. Each table is a list of shards, `<table>-00000.arrow`, in Arrow IPC
+file format (random access, no compression, so that reading is memory-mapping). A shard is written
+under a temporary name, hashed and renamed; `manifest.json` comes last, so a folder with one is
+whole.
 The same rows give the same bytes: nothing of time, host or order of arrival enters a shard.
 
 A folder is a local path or a URI (`s3://`, `gs://`, `hdfs://` through `pyarrow.fs`, others through
@@ -145,7 +146,13 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EACCES,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise
         raise UserError(
             found=f"cannot write {path}: {os.strerror(error.errno)}",
@@ -159,14 +166,25 @@ def shard_name(table: str, index: int) -> str:
 
 
 def encode_shard(table: pa.Table) -> pa.Buffer:
-    """The bytes of a shard: batches of BATCH_ROWS rows whatever the chunks of the input were."""
+    """The bytes of a shard: batches of BATCH_ROWS rows whatever the chunks of the input were.
+
+    Taking the rows copies them into fresh arrays: slices of the same rows can differ in what lies
+    under nulls and beyond the last value, and Arrow would write that too.
+    """
     sink = pa.BufferOutputStream()
     schema = table.schema.remove_metadata()
     with pa.ipc.new_file(sink, schema) as writer:
         for start in range(0, table.num_rows, BATCH_ROWS):
-            for batch in table.slice(start, BATCH_ROWS).combine_chunks().to_batches():
-                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+            rows = table.slice(start, BATCH_ROWS).combine_chunks()
+            batch = pa.RecordBatch.from_arrays(
+                [_only_chunk(c) for c in rows.columns], schema=schema
+            )
+            writer.write_batch(batch.take(pa.array(range(batch.num_rows), pa.int32())))
     return sink.getvalue()
+
+
+def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def write_shard(folder: Folder, table: str, index: int, rows: pa.Table, schema: pa.Schema) -> Shard:
@@ -208,7 +226,7 @@ def open_shard(folder: Folder, name: str) -> pa.Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a folder holds and how it came to be. `run` is the only part that differs between runs."""
+    """What a folder holds and how it came to be. Only `run` differs between runs."""
 
     name: str
     fingerprint: str

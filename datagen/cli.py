@@ -1,0 +1,280 @@
+"""The command `datagen`: every build step over plain files, and what to do with a finished mix."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datagen import __version__
+from datagen.schema import UserError
+
+DEFAULT_CACHE = ".cache/embedmix"
+
+FILES = "Parquet, JSONL (.gz, .zst), CSV, TSV or Arrow files or folders, by path or URI"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status (0 done, 1 failed, 2 unusable arguments)."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes at the last committed unit", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="datagen",
+        description="Build training mixes for text-embedding models. A whole mix is built by "
+        "recipes/build_mix.py; these commands run one step alone, or read a finished mix.",
+    )
+    parser.add_argument("--version", action="version", version=f"embedmix {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_dedup, _language, _decontaminate, _synthesize, _mine, _report, _verify):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], *, about: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=about.split(". ")[0],
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="IN", help=FILES)
+    _output(parser)
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+
+
+def _done(summary: dict[str, Any]) -> int:
+    """The summary of a command goes to stdout as JSON, for people and programs alike."""
+    print(json.dumps(summary, ensure_ascii=False, indent=1))
+    return 0
+
+
+def _dedup(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "dedup",
+        _run_dedup,
+        about="Remove exact and near-duplicate rows.\n\nReads rows with a text column. Writes "
+        "kept.parquet (the rows that stay, all columns) and removed.parquet\n(id if there was one, "
+        "row, duplicate_of, similarity, kind).",
+        example="datagen dedup questions.jsonl --output clean --text-column question",
+    )
+    _inputs(parser)
+    parser.add_argument("--text-column", default="text", metavar="NAME")
+    parser.add_argument("--similarity", type=float, default=0.8, metavar="J", help="0..1 (0.8)")
+    parser.add_argument("--backend", default="rensa", help="signatures by rensa or datasketch")
+
+
+def _run_dedup(arguments: argparse.Namespace) -> int:
+    from datagen.dedup import dedup_files
+
+    return _done(
+        dedup_files(
+            arguments.inputs,
+            arguments.output,
+            text_column=arguments.text_column,
+            similarity=arguments.similarity,
+            backend=arguments.backend,
+        )
+    )
+
+
+def _language(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "language",
+        _run_language,
+        about="Tag the language and script of every row.\n\nReads rows with a text column. Writes "
+        "rows.parquet: the input with detected_language (deu_Latn),\ndetected_score (0..1) and "
+        "detector.",
+        example="datagen language pages.parquet --output tagged",
+    )
+    _inputs(parser)
+    parser.add_argument("--text-column", default="text", metavar="NAME")
+    parser.add_argument("--backend", default=None, help="detector by name (default: the best here)")
+
+
+def _run_language(arguments: argparse.Namespace) -> int:
+    from datagen.language import DEFAULT_BACKEND, tag_files
+
+    return _done(
+        tag_files(
+            arguments.inputs,
+            arguments.output,
+            text_column=arguments.text_column,
+            backend=arguments.backend or DEFAULT_BACKEND,
+        )
+    )
+
+
+def _decontaminate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "decontaminate",
+        _run_decontaminate,
+        about="Remove rows that match evaluation tasks.\n\nReads pairs or texts, and task folders "
+        "(task.json beside parquet tables).\nWrites kept.parquet and removed.parquet (the row, "
+        "with task, kind: query / document / pair, and matched_text).",
+        example="datagen decontaminate pairs.parquet --against tasks/ --output clean",
+    )
+    _inputs(parser)
+    parser.add_argument("--against", nargs="+", required=True, metavar="TASKS")
+    parser.add_argument("--query-column", metavar="NAME")
+    parser.add_argument("--text-columns", nargs="+", metavar="NAME")
+
+
+def _run_decontaminate(arguments: argparse.Namespace) -> int:
+    from datagen.decontaminate import decontaminate_files
+
+    return _done(
+        decontaminate_files(
+            arguments.inputs,
+            arguments.against,
+            arguments.output,
+            query_column=arguments.query_column,
+            text_columns=arguments.text_columns,
+        )
+    )
+
+
+def _synthesize(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "synthesize",
+        _run_synthesize,
+        about="Let LLMs write queries for documents.\n\nReads rows with text (title and language "
+        "if known). Writes rows.parquet (each record with its\nprovenance), rejected.parquet "
+        "(with the reason) and models.json (the table per LLM).",
+        example="datagen synthesize --documents d.jsonl --models gemma3-270m --output queries",
+    )
+    parser.add_argument("--documents", nargs="+", required=True, metavar="IN", help=FILES)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        required=True,
+        metavar="M",
+        help="model folders, Hub ids or packaged names",
+    )
+    parser.add_argument("--per-model", type=int, metavar="N", help="queries asked of each model")
+    parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="unpacked models")
+    parser.add_argument("--ray", action="store_true", help="spread over the Ray cluster")
+    _output(parser)
+
+
+def _run_synthesize(arguments: argparse.Namespace) -> int:
+    from datagen.synthesize import synthesize_files
+
+    options = {"per_model": arguments.per_model} if arguments.per_model else {}
+    return _done(
+        synthesize_files(
+            arguments.documents,
+            arguments.output,
+            models=arguments.models,
+            cache=arguments.cache,
+            executor="ray" if arguments.ray else "local",
+            **options,
+        )
+    )
+
+
+def _mine(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "mine",
+        _run_mine,
+        about="Mine hard negatives with an encoder.\n\nReads queries (query_id, query, positives: "
+        "list of doc_id) and documents (doc_id, title, text).\nWrites mined.parquet: query_id, "
+        "positives, positive_scores, negatives, negative_scores.\nExact top-k; a negative "
+        "scores at most --margin times the lowest positive (sign-safe).",
+        example="datagen mine --queries q.parquet --documents d.parquet --encoder M --output out",
+    )
+    parser.add_argument("--queries", nargs="+", required=True, metavar="Q", help=FILES)
+    parser.add_argument("--documents", nargs="+", required=True, metavar="D", help=FILES)
+    parser.add_argument(
+        "--encoder", required=True, metavar="M", help="model folder or packaged name"
+    )
+    parser.add_argument("--margin", type=float, default=0.95, metavar="P")
+    parser.add_argument("--negatives", type=int, default=24, metavar="N", help="kept per query")
+    parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="unpacked models")
+    _output(parser)
+
+
+def _run_mine(arguments: argparse.Namespace) -> int:
+    from datagen.mine import mine_files
+    from datagen.packaged import resolve_model
+
+    encoder, _ = resolve_model(arguments.encoder, arguments.cache)
+    return _done(
+        mine_files(
+            arguments.queries,
+            arguments.documents,
+            arguments.output,
+            encoder=encoder,
+            margin=arguments.margin,
+            negatives=arguments.negatives,
+        )
+    )
+
+
+def _report(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "report",
+        _run_report,
+        about="Write the page about a mix again.\n\nReads MIX and the steps beside it. Writes "
+        "MIX/report.html, one self-contained page.",
+        example="datagen report out/demo/mix",
+    )
+    parser.add_argument("mix", metavar="MIX")
+
+
+def _run_report(arguments: argparse.Namespace) -> int:
+    from datagen.report import render_mix
+
+    return _done({"report": render_mix(arguments.mix)})
+
+
+def _verify(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        _run_verify,
+        about="Check a finished mix or step folder.\n\nReads every shard: digests, schemas, row "
+        "numbers, scores and the ledger. Exit status 1 when a problem is found.",
+        example="datagen verify out/demo/mix",
+    )
+    parser.add_argument("mix", metavar="MIX")
+
+
+def _run_verify(arguments: argparse.Namespace) -> int:
+    from datagen.verify import verify_mix
+
+    problems = verify_mix(arguments.mix)
+    _done({"mix": arguments.mix, "problems": problems})
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Fixtures shared by all tests: one local Ray for the session, and the unpacked models."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray with two CPUs; tests that need other clusters start their own process."""
+    import ray
+
+    here = {"PYTHONPATH": str(ROOT / "tests")}  # workers import what the test modules define
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": here},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def model_cache() -> str:
+    """Where packaged models are unpacked: the same folder as `make demo` uses."""
+    return str(ROOT / ".cache" / "embedmix")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real public pairs beside the checkout; tests that use them skip where they are absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: this test compares with public pairs kept there")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first; GPU tests skip where there is no CUDA device."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason="no CUDA device; its CPU twin ran"))
