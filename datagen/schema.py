@@ -245,7 +245,9 @@ def pair_problem(pair: Mapping[str, Any]) -> tuple[str, str] | None:
         if len(value) > limit:
             found, expected = f"{field} has {len(value):,} characters", f"at most {limit:,}"
             return f"{field}_too_long", _problem(found, expected, "cut the text into passages")
-        if any("\ud800" <= c <= "\udfff" for c in value):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
             found = f"{field} is not valid Unicode (lone surrogate)"
             return "invalid_unicode", _problem(found, "valid UTF-8", "mend the source's encoding")
     if pair.get("task") not in TASKS:

@@ -442,7 +442,7 @@ def _refuse_drift(step: Step, folder: Folder, recorded: str, mark: str, old: Any
         found=f"step {step.name!r} in {folder.uri} was made with another configuration: "
         + "; ".join(lines[:8]),
         expected="the configuration that made it",
-        do="put the old value back, choose another --output, or delete that folder and all after it",
+        do="put the old value back, choose another --output, or delete it and the folders after it",
     )
 
 

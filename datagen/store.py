@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 
 from datagen.schema import SCHEMA_VERSION, UserError, check_schema
 
@@ -254,6 +255,13 @@ class Manifest:
 
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     folder.write_json(MANIFEST, {**dataclasses.asdict(manifest), "digest": manifest.digest})
+
+
+def write_parquet(folder: Folder, name: str, table: pa.Table) -> None:
+    """Write a table as one Parquet file, whole or not at all: what the file commands leave."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    folder.write_bytes(name, sink.getvalue())
 
 
 def read_manifest(folder: Folder) -> Manifest:

@@ -15,6 +15,7 @@ def ray_session() -> Iterator[None]:
 
     here = {"PYTHONPATH": str(ROOT / "tests")}  # workers import what the test modules define
     ray.init(
+        address="local",  # never another cluster that happens to run on this machine
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
