@@ -88,7 +88,7 @@ def _dedup(commands: Any) -> None:
 
 
 def _run_dedup(arguments: argparse.Namespace) -> int:
-    from datagen.dedup import dedup_files
+    from datagen.row_dedup import dedup_files
 
     return _done(
         dedup_files(
@@ -146,7 +146,7 @@ def _decontaminate(commands: Any) -> None:
 
 
 def _run_decontaminate(arguments: argparse.Namespace) -> int:
-    from datagen.decontaminate import decontaminate_files
+    from datagen.row_decontaminate import decontaminate_files
 
     return _done(
         decontaminate_files(

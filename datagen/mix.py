@@ -13,6 +13,7 @@ Stages as in llama-embed-nemotron-8b (arXiv 2511.07025, section 3.2) and F2LLM-v
 section 3): retrieval with one negative first, then all tasks with four.
 """
 
+import binascii
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ from datagen.schema import (
 )
 from datagen.steps import Context, LedgerRow, Step
 from datagen.store import read_table
+
+ID_DIGITS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ def _work(context: Context) -> None:
     stages = [Stage(**_tuples(stage)) for stage in config["stages"]]
     chosen = {s.name: choose(queries, mined, s, seed=config["seed"]) for s in stages}
     _refuse_empty(chosen, stages)
-    lookup = _DocumentLookup(documents["doc_id"])
+    lookup = DocumentLookup(documents["doc_id"])
     numbering = number_documents(
         lookup, queries, mined, list(chosen.values()), max_negatives=config["max_negatives"]
     )
@@ -167,18 +170,47 @@ def choose(queries: pa.Table, mined: pa.Table, stage: Stage, *, seed: int) -> np
     """Row positions of the queries that a stage takes, in the order in which it stores them."""
     usable = eligible(queries, stage) & (_negative_counts(mined) >= stage.negatives)
     rows = np.flatnonzero(usable)
-    ids = queries["query_id"].take(pa.array(rows)).to_pylist()
-    sources = np.asarray(queries["source"].take(pa.array(rows)).to_pylist(), dtype=np.str_)
+    table = take_rows(queries.select(["origin", "task", "source", "query_id"]), rows)
     if stage.rows_per_source is not None:
-        order = seeded_order(ids, seed)
-        kept: list[np.ndarray] = []
-        for source in np.unique(sources):
-            kept.append(order[sources[order] == source][: stage.rows_per_source])
-        rows = rows[np.concatenate(kept)] if kept else rows
-    table = queries.select(["origin", "task", "source", "query_id"]).take(pa.array(rows))
+        within = _within_cap(table, stage.rows_per_source, seed=seed)
+        rows, table = rows[within], table.take(pa.array(within))
     # "public" sorts before "synthetic"; a query id is a hash, so inside a source order is random.
     keys = [(name, "ascending") for name in ("origin", "task", "source", "query_id")]
     return rows[pc.sort_indices(table, sort_keys=keys).to_numpy()]
+
+
+def _within_cap(table: pa.Table, cap: int, *, seed: int) -> np.ndarray:
+    """Positions of at most `cap` rows of each source, in seeded order; synthetic ones fill up.
+
+    Public rows go first: what an LLM wrote for a source never takes their place.
+    """
+    order = seeded_order(table["query_id"].to_pylist(), seed)
+    public = pc.equal(table["origin"], "public").to_numpy().astype(bool)
+    sources = table["source"].combine_chunks().dictionary_encode().indices.to_numpy()
+    order = order[np.lexsort((~public[order], sources[order]))]
+    grouped = sources[order]
+    rank = np.arange(len(order)) - np.searchsorted(grouped, grouped)
+    return order[rank < cap]
+
+
+def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """The rows of a table in the order given, one chunk.
+
+    `Table.take` joins all chunks of a column first: it copies the whole column at each call, and
+    fails beyond 2 GiB of text. This takes from each chunk what lies in it.
+    """
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    parts, start = [], 0
+    for batch in table.to_batches():
+        low, high = np.searchsorted(ordered, (start, start + batch.num_rows))
+        if high > low:
+            parts.append(batch.take(pa.array(ordered[low:high] - start)))
+        start += batch.num_rows
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    joined = pa.Table.from_batches(parts, schema=table.schema).combine_chunks()
+    return joined.take(pa.array(place))
 
 
 def _by_origin(queries: pa.Table, rows: np.ndarray) -> list[np.ndarray]:
@@ -187,22 +219,47 @@ def _by_origin(queries: pa.Table, rows: np.ndarray) -> list[np.ndarray]:
     return [part for part in (rows[public], rows[~public]) if len(part)]
 
 
-class _DocumentLookup:
-    """Document id -> row of the documents table, by binary search over the sorted ids."""
+class DocumentLookup:
+    """Document id -> row of the documents table, by binary search over the sorted ids.
+
+    An id is kept as two 64-bit numbers (16 bytes); the first one finds it, the second confirms it.
+    """
 
     def __init__(self, ids: pa.ChunkedArray):
-        self.ids = np.asarray(ids.to_pylist(), dtype="S32")
-        self.order = np.argsort(self.ids, kind="stable")
-        self.sorted_ids = self.ids[self.order]
+        keys = np.concatenate([_id_numbers(chunk) for chunk in ids.chunks])
+        self.order = np.lexsort((keys[:, 1], keys[:, 0]))
+        self.rank = np.empty_like(self.order)
+        self.rank[self.order] = np.arange(len(self.order))
+        self.first, self.second = keys[self.order, 0], keys[self.order, 1]
 
     def rows(self, ids: pa.Array) -> np.ndarray:
-        wanted = np.asarray(ids.to_pylist(), dtype="S32")
-        places = np.searchsorted(self.sorted_ids, wanted)
-        places = np.minimum(places, len(self.sorted_ids) - 1)
-        if (self.sorted_ids[places] != wanted).any():
-            missing = wanted[self.sorted_ids[places] != wanted][0].decode()
-            raise RuntimeError(f"document {missing} is referred to and is not in the documents")
-        return self.order[places]
+        wanted = _id_numbers(ids)
+        last = len(self.first) - 1
+        places = np.minimum(np.searchsorted(self.first, wanted[:, 0]), last)
+        while True:
+            near = self.first[places] == wanted[:, 0]
+            found = near & (self.second[places] == wanted[:, 1])
+            if found.all():
+                return self.order[places]
+            further = (
+                near & ~found & (places < last)
+            )  # ids that share their first half lie together
+            if not further.any():
+                missing = ids[int(np.argmin(found))].as_py()
+                raise RuntimeError(f"document {missing} is referred to and is not in the documents")
+            places[further] += 1
+
+
+def _id_numbers(ids: pa.Array) -> np.ndarray:
+    """Ids of 32 hexadecimal digits as pairs of 64-bit numbers, which sort as the ids do."""
+    if not len(ids):
+        return np.empty((0, 2), dtype=np.uint64)
+    _, offsets, digits = ids.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[ids.offset : ids.offset + len(ids) + 1]
+    if (np.diff(ends) != ID_DIGITS).any():
+        raise RuntimeError(f"a document id does not have {ID_DIGITS} digits")
+    numbers = binascii.unhexlify(memoryview(digits)[ends[0] : ends[-1]])
+    return np.frombuffer(numbers, dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +273,7 @@ class _Numbering:
 
 
 def number_documents(
-    lookup: _DocumentLookup,
+    lookup: DocumentLookup,
     queries: pa.Table,
     mined: pa.Table,
     chosen: Sequence[np.ndarray],
@@ -224,20 +281,23 @@ def number_documents(
     max_negatives: int,
 ) -> _Numbering:
     """Number the documents that the chosen rows refer to: those of public rows first, by id."""
-    rank = np.full(
-        len(lookup.ids), 2, dtype=np.int8
-    )  # 0: of a public row, 1: of others only, 2: none
+    # 0: of a public row, 1: of synthetic rows only, 2: of none.
+    rank = np.full(len(lookup.order), 2, dtype=np.int8)
     public = pc.equal(queries["origin"], "public").to_numpy().astype(bool)
-    rows = np.unique(np.concatenate(list(chosen)))
-    for value, part in ((1, rows[~public[rows]]), (0, rows[public[rows]])):
-        table = mined.select(["positives", "negatives"]).take(pa.array(part))
-        for column, limit in (("positives", None), ("negatives", max_negatives)):
-            lists = table[column].combine_chunks()
-            if limit is not None:
-                lists = pc.list_slice(lists, 0, limit)
-            rank[lookup.rows(lists.flatten())] = value
-    order = np.lexsort((lookup.ids, rank))[: int((rank < 2).sum())]
-    new = np.full(len(lookup.ids), -1, dtype=np.int64)
+    wanted = np.full(queries.num_rows, 2, dtype=np.int8)
+    for rows in chosen:
+        wanted[rows] = np.where(public[rows], 0, 1)
+    start = 0
+    for batch in mined.select(["positives", "negatives"]).to_batches():
+        values = wanted[start : start + batch.num_rows]
+        start += batch.num_rows
+        for column, limit in ((batch["positives"], None), (batch["negatives"], max_negatives)):
+            lists = column if limit is None else pc.list_slice(column, 0, limit)
+            numbers = lookup.rows(lists.flatten())
+            value = np.repeat(values, pc.list_value_length(lists).to_numpy())
+            np.minimum.at(rank, numbers, value)
+    order = np.lexsort((lookup.rank, rank))[: int((rank < 2).sum())]
+    new = np.full(len(lookup.order), -1, dtype=np.int64)
     new[order] = np.arange(len(order))
     return _Numbering(order=order, new=new, public=int((rank == 0).sum()), total=len(order))
 
@@ -247,7 +307,7 @@ def _write_documents(context: Context, documents: pa.Table, numbering: _Numberin
     columns = documents.select(MIX_DOCUMENT.names)
     for begin, end in ((0, numbering.public), (numbering.public, numbering.total)):
         for start in range(begin, end, step):
-            rows = columns.take(pa.array(numbering.order[start : min(start + step, end)]))
+            rows = take_rows(columns, numbering.order[start : min(start + step, end)])
             context.write("documents", rows, MIX_DOCUMENT, rows_per_shard=step)
 
 
@@ -258,7 +318,7 @@ class _RowWriter:
         self,
         queries: pa.Table,
         mined: pa.Table,
-        lookup: _DocumentLookup,
+        lookup: DocumentLookup,
         numbering: _Numbering,
         stage: Stage,
         config: Mapping[str, Any],
@@ -267,8 +327,8 @@ class _RowWriter:
         self.stage, self.config = stage, config
 
     def rows(self, positions: np.ndarray) -> pa.Table:
-        taken = self.queries.take(pa.array(positions)).combine_chunks()
-        mined = self.mined.take(pa.array(positions)).combine_chunks()
+        taken = take_rows(self.queries, positions)
+        mined = take_rows(self.mined, positions)
         ids = taken["query_id"].to_pylist()
         limit = self.config["max_negatives"]
         tasks = taken["task"].to_pylist()

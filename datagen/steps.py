@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import platform
 import time
 from collections import Counter
@@ -174,6 +175,7 @@ class Context:
         *,
         schemas: Mapping[str, pa.Schema],
         phase: str = "",
+        first_index: int = 0,
         workers: Workers = Workers(),
         constructor: Mapping[str, Any] | None = None,
     ) -> None:
@@ -181,10 +183,17 @@ class Context:
 
         `process(unit) -> UnitResult` is a module-level function, or with `workers.actors` a class
         built once per actor as `process(**constructor)`. Units committed before are not run again.
-        A step with several calls gives each its own `phase` and its own tables.
+        A step with several calls gives each its own `phase`, and its own tables or a `first_index`
+        for its shards beyond those of the calls before.
         """
         committer = _Committer(
-            self.folder.uri, process, dict(constructor or {}), dict(schemas), phase, workers.actors
+            self.folder.uri,
+            process,
+            dict(constructor or {}),
+            dict(schemas),
+            phase,
+            first_index,
+            workers.actors,
         )
         done = self._committed(phase)
         todo = [(i, dict(unit)) for i, unit in enumerate(units) if i not in done]
@@ -222,9 +231,11 @@ class _Committer:
         constructor: dict[str, Any],
         schemas: dict[str, pa.Schema],
         phase: str,
+        first_index: int,
         actors: int | None,
     ):
         self.folder, self.schemas, self.phase = Folder(uri), schemas, phase
+        self.first_index = first_index
         self._make = process if actors is not None else None
         self._constructor = constructor
         self._process = None if actors is not None else process
@@ -235,7 +246,7 @@ class _Committer:
             self._process = self._make(**self._constructor)
         result: UnitResult = self._process(unit)
         shards = [
-            write_shard(self.folder, table, index, rows, self.schemas[table])
+            write_shard(self.folder, table, self.first_index + index, rows, self.schemas[table])
             for table, rows in result.tables.items()
             if rows.num_rows
         ]
@@ -310,12 +321,16 @@ def _run_ray(
 
 
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start Ray here."""
+    """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start Ray here.
+
+    Ray left to itself would look for a cluster on this machine and, where one has died, wait for it.
+    """
     import ray
     import ray.data
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        address = os.environ.get("RAY_ADDRESS", "local")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False  # Progress prints what happened, in the words of the step.
     data.max_errored_blocks = 0

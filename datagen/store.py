@@ -274,7 +274,7 @@ def read_manifest(folder: Folder) -> Manifest:
         )
     try:
         fields = folder.read_json(MANIFEST)
-        version = fields["schema_version"]
+        version, _ = fields["schema_version"], fields["shards"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             found=f"{folder.uri}/{MANIFEST} is not readable: {error!r}",

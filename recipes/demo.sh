@@ -4,7 +4,8 @@
 set -euo pipefail
 output="${OUTPUT:-$PWD/out/demo}"
 export EMBEDMIX_CACHE="${EMBEDMIX_CACHE:-$PWD/.cache/embedmix}"
-export RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1
+export RAY_AUTH_MODE=token # the head listens on this machine's address too
+export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 HF_HUB_OFFLINE=1
 
 read -r port dashboard client < <(python - <<'PY'
 import socket
@@ -29,7 +30,7 @@ stop_head() {
 trap stop_head EXIT
 
 ready=""
-for _ in $(seq 60); do
+for _ in $(seq 30); do
     if ray job list --address "$address" >/dev/null 2>&1; then ready=1 && break; fi
     kill -0 "$head" 2>/dev/null || break
     sleep 1

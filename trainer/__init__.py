@@ -1,0 +1,1 @@
+"""Train, merge, export and evaluate embedding models on a mix."""

@@ -1,0 +1,7 @@
+"""A pool of open-weight LLMs writes pairs: queries for documents, texts for each other's tasks."""
+
+from datagen.synthesize.files import synthesize_files
+from datagen.synthesize.llm import LLM
+from datagen.synthesize.step import synthesize, write_tasks
+
+__all__ = ["LLM", "synthesize", "synthesize_files", "write_tasks"]

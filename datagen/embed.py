@@ -1,0 +1,119 @@
+"""The vectors of all queries and documents of a step, committed unit by unit as they finish.
+
+A unit is a fixed range of rows of one shard, encoded in the same batches wherever it runs. The
+shards are the embedding cache: a killed run resumes after its last unit, and later steps read them
+again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datagen.encode import Encoder, embedding_schema, embedding_table
+from datagen.negatives import ledger_of
+from datagen.schema import UserError, format_document, format_query
+from datagen.steps import Context, UnitResult, Workers
+from datagen.store import Folder, Shard, open_shard, read_manifest
+
+TABLES = {"documents": "document_embeddings", "queries": "query_embeddings"}
+_KEYS = {"documents": "doc_id", "queries": "query_id"}
+
+
+def embed(
+    context: Context, encoder: str, *, threads: int, workers: Workers
+) -> dict[str, list[str]]:
+    """Encode both tables of the input `deduped`; shard names by kind, in order of rows."""
+    embedding = dict(context.config["embedding"])
+    context.map_units(
+        [
+            {"input": context.inputs["deduped"].uri, "kind": kind, **unit}
+            for kind in TABLES
+            for unit in row_units(context, kind)
+        ],
+        Embedder,
+        schemas={
+            table: embedding_schema(_KEYS[kind], embedding["stored"])
+            for kind, table in TABLES.items()
+        },
+        phase="embed",
+        workers=workers,
+        constructor={"encoder": encoder, "embedding": embedding, "threads": threads},
+    )
+    return vector_shards(context.shards)
+
+
+def vector_shards(shards: Sequence[Shard]) -> dict[str, list[str]]:
+    return {kind: [s.name for s in shards if s.table == table] for kind, table in TABLES.items()}
+
+
+def earlier_vectors(context: Context) -> tuple[Folder, dict[str, list[str]]]:
+    """The vectors that the step `embedded` kept; UserError unless they are of the same texts."""
+    manifest = read_manifest(context.inputs["embedded"])
+    deduped = read_manifest(context.inputs["deduped"]).digest
+    same = manifest.config.get("embedding") == context.config["embedding"]
+    if not same or manifest.inputs.get("deduped") != deduped:
+        raise UserError(
+            found=f"the vectors of step {manifest.name!r} are of other texts or another encoding",
+            expected="the same input, encoder, prompts, length and precision",
+            do="mine without `embedded`, or with the arguments of that step",
+        )
+    return context.inputs["embedded"], vector_shards(manifest.shards)
+
+
+def row_units(context: Context, kind: str) -> list[dict[str, Any]]:
+    """Ranges of rows inside the shards of a table; none holds both public and synthetic rows.
+
+    Neighbours in a batch can change the last bit of a vector: public ones have public neighbours.
+    """
+    units: list[dict[str, Any]] = []
+    total, size = 0, context.config["embedding"]["rows_per_unit"]
+    folder = context.inputs["deduped"]
+    for shard in context.input_shards("deduped", kind):
+        origin = open_shard(folder, shard)["origin"].to_numpy()
+        cuts = (np.flatnonzero(origin[1:] != origin[:-1]) + 1).tolist()
+        for low, high in zip([0, *cuts], [*cuts, len(origin)], strict=True):
+            for start in range(low, high, size):
+                rows = min(size, high - start)
+                units.append({"shard": shard, "start": start, "rows": rows, "row": total + start})
+        total += len(origin)
+    return units
+
+
+class Embedder:
+    """A worker that holds the encoder."""
+
+    def __init__(self, *, encoder: str, embedding: Mapping[str, Any], threads: int):
+        self.embedding = embedding
+        self.encoder = Encoder(
+            encoder,
+            max_length=embedding["max_length"],
+            dtype=embedding["dtype"],
+            threads=threads,
+            batch_tokens=embedding["batch_tokens"],
+        )
+
+    def __call__(self, unit: Mapping[str, Any]) -> UnitResult:
+        kind = unit["kind"]
+        rows = open_shard(Folder(unit["input"]), unit["shard"]).slice(unit["start"], unit["rows"])
+        stored = self.embedding["stored"]
+        vectors = self.encoder.encode(
+            self._texts(rows, kind), prompt=self.embedding[f"{kind}_prompt"], stored=stored
+        )
+        key = _KEYS[kind]
+        table = embedding_table(rows[key], vectors, embedding_schema(key, stored))
+        return UnitResult(
+            tables={TABLES[kind]: table}, ledger=ledger_of(rows["source"], unit=f"embedded {kind}")
+        )
+
+    def _texts(self, rows: pa.Table, kind: str) -> list[str]:
+        if kind == "documents":
+            return _zip(format_document, rows["title"], rows["text"])
+        if self.embedding["with_instruction"]:
+            return _zip(format_query, rows["instruction"], rows["query"])
+        return rows["query"].to_pylist()
+
+
+def _zip(template: Any, left: pa.ChunkedArray, right: pa.ChunkedArray) -> list[str]:
+    return [template(a, b) for a, b in zip(left.to_pylist(), right.to_pylist(), strict=True)]

@@ -1,0 +1,208 @@
+"""The tables of a mix's report and card, made from its counts, the ledger and what steps recorded.
+
+Functions give plain lists and dicts, largest first and sorted by name where equal, so that the
+same mix gives the same page. A step leaves what only it knows in its manifest as a *fact*:
+
+    llms             {LLM: {licence, requests, valid, rejected: {reason: n}, tokens, ...}}
+    decontamination  {tasks: [name], matches: {task: {source: rows}}}
+    mining           {sources: {source: {...}}}
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from datagen.overview import Overview, language_table, quantile
+from datagen.store import Manifest
+
+FACTS = ("llms", "decontamination", "mining")
+
+# Manifests sort their keys; a table reads better in the order in which things happened.
+_ORDER = ("llm", "source", "licence", "queries", "requests", "valid", "rejected", "tokens")
+
+
+def words(name: str) -> str:
+    """`pair_classification` -> `pair classification`."""
+    return name.replace("_", " ")
+
+
+def totals(overview: Overview) -> dict[str, Any]:
+    """The headline numbers of a mix."""
+    rows = overview.rows
+    return {
+        "stages": {stage: _sizes(rows.filter(stage=stage)) for stage in overview.stages},
+        "documents": int(overview.documents["rows"].sum()),
+        "languages": len(overview.languages),
+        "programming_languages": len(overview.programming_languages),
+        "sources": rows["source"].n_unique(),
+        "llms": rows["llm"].drop_nulls().n_unique(),
+    }
+
+
+def _sizes(rows: pl.DataFrame) -> dict[str, int]:
+    synthetic = rows.filter(pl.col("origin") == "synthetic")
+    return {
+        "queries": int(rows["rows"].sum()),
+        "pairs": int(rows["pairs"].sum()),
+        "negatives": int(rows["negatives"].sum()),
+        "synthetic": int(synthetic["rows"].sum()),
+    }
+
+
+def stage_table(overview: Overview, stage: str) -> dict[str, Any]:
+    """One stage: its sizes, by task and by task and source."""
+    rows = overview.rows.filter(stage=stage)
+    tasks = []
+    for (task,), part in sorted(
+        rows.group_by("task"), key=lambda item: (-item[1]["rows"].sum(), item[0])
+    ):
+        languages = part["language"].drop_nulls().n_unique()
+        sources = (
+            part.group_by("source")
+            .agg(pl.col("rows").sum())
+            .sort(["rows", "source"], descending=[True, False])
+        )
+        tasks.append(
+            {
+                "task": task,
+                "languages": languages,
+                "sources": list(sources.iter_rows(named=True)),
+                **_sizes(part),
+            }
+        )
+    return {"stage": stage, "tasks": tasks, **_sizes(rows)}
+
+
+def funnel_table(
+    ledger: Iterable[Mapping[str, Any]], runs: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """One entry a step and unit, in order: totals, reasons and the rows of each source."""
+    steps: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in ledger:
+        empty = {"rows_in": 0, "kept": 0, "reasons": {}, "errors": {}, "sources": []}
+        entry = steps.setdefault((row["step"], row["unit"]), empty)
+        entry["rows_in"] += row["rows_in"]
+        entry["kept"] += row["kept"]
+        for key, counts in (("reasons", row["dropped"]), ("errors", row["quarantined"])):
+            for reason, count in counts.items():
+                entry[key][reason] = entry[key].get(reason, 0) + count
+        entry["sources"].append(row)
+    for (step, unit), entry in steps.items():
+        entry |= {"step": step, "unit": unit, "label": f"{words(step)} ({unit})"}
+        entry["dropped"] = sum(entry["reasons"].values())
+        entry["quarantined"] = sum(entry["errors"].values())
+        entry["seconds"] = runs.get(step, {}).get("seconds")
+        entry["sources"].sort(key=lambda row: (-row["rows_in"], row["source"]))
+    return list(steps.values())
+
+
+def language_tables(overview: Overview) -> list[dict[str, Any]]:
+    """Source by language, for the queries of each stage and for the documents."""
+    counts = {f"{stage} queries": overview.rows.filter(stage=stage) for stage in overview.stages}
+    counts["documents"] = overview.documents
+    code = pl.col("language").is_in(list(overview.programming_languages))
+    tables = []
+    for name, frame in counts.items():
+        natural = language_table(frame.filter(~code.fill_null(False)))
+        tables += [{"title": f"Languages of the {name}", **natural}] if natural else []
+    for name, frame in counts.items():
+        programming = language_table(frame.filter(code))
+        tables += (
+            [{"title": f"Programming languages of the {name}", **programming}]
+            if programming
+            else []
+        )
+    return tables
+
+
+def gather_facts(steps: Iterable[Manifest]) -> dict[str, dict[str, Any]]:
+    """What the steps left for the report: fact -> step -> value."""
+    found: dict[str, dict[str, Any]] = {fact: {} for fact in FACTS}
+    for step in steps:
+        for fact in FACTS:
+            if fact in step.stats:
+                found[fact][step.name] = step.stats[fact]
+    return found
+
+
+def record_table(title: str, value: Any, *, key: str) -> dict[str, Any]:
+    """A fact as a table: one row a record; what is not a number, a name or counts is left out.
+
+    `value` is a list of records, or maps what `key` calls to a record each.
+    """
+    records = value if isinstance(value, list) else [{key: k, **v} for k, v in value.items()]
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    columns.sort(key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+    listed = {name for record in records for name, v in record.items() if isinstance(v, list)}
+    rows = [{c: record.get(c) for c in columns if c not in listed} for record in records]
+    return {"title": title, "rows": rows}
+
+
+def llm_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each LLM was asked and what of it was kept, for each step that asked any."""
+    return [record_table(step, value, key="llm") for step, value in facts["llms"].items() if value]
+
+
+def mining_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the rules of mining did to each source."""
+    return [
+        record_table(f"Rules of step {step}", value["sources"], key="source")
+        for step, value in facts["mining"].items()
+    ]
+
+
+def evaluation_tasks(facts: Mapping[str, Any]) -> list[str]:
+    """Names of the evaluation tasks that the steps matched the rows with."""
+    return sorted({task for value in facts["decontamination"].values() for task in value["tasks"]})
+
+
+def match_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows removed for each evaluation task, by source, for each step that looked for any."""
+    tables = []
+    for step, value in facts["decontamination"].items():
+        counts = value["matches"]
+        sources = sorted({source for row in counts.values() for source in row})
+        lines = [
+            (task, sum(row.values()), [row.get(source, 0) for source in sources])
+            for task, row in sorted({**dict.fromkeys(value["tasks"], {}), **counts}.items())
+        ]
+        tables.append({"title": f"Matches of step {step}", "columns": sources, "lines": lines})
+    return tables
+
+
+def written_by(overview: Overview) -> list[dict[str, Any]]:
+    """Synthetic rows of each stage by LLM and its licence."""
+    synthetic = overview.rows.filter(pl.col("origin") == "synthetic")
+    keys = ["llm", "llm_licence", "stage", "task"]
+    summed = synthetic.group_by(keys).agg(pl.col("rows").sum()).sort(keys)
+    return list(summed.iter_rows(named=True))
+
+
+def licence_table(overview: Overview) -> list[dict[str, Any]]:
+    """Licences with their sources and the rows of each stage, largest first."""
+    lines = []
+    for (licence,), part in overview.rows.group_by("licence"):
+        stages = {stage: int(part.filter(stage=stage)["rows"].sum()) for stage in overview.stages}
+        sources = sorted(part["source"].unique())
+        lines.append({"licence": licence, "sources": sources, "stages": stages})
+    return sorted(lines, key=lambda line: (-sum(line["stages"].values()), line["licence"] or ""))
+
+
+def scores_by(overview: Overview, part: int) -> dict[str, np.ndarray]:
+    """Histograms added up by task (part 0) or source (part 1), where there are any scores."""
+    found: dict[str, np.ndarray] = {}
+    for key, pair in overview.scores.items():
+        found[key[part]] = found.get(key[part], 0) + pair
+    return {name: pair for name, pair in sorted(found.items()) if pair.any()}
+
+
+def score_line(name: str, pair: np.ndarray) -> dict[str, Any]:
+    """Number and quantiles of a source's positive and negative scores."""
+    quantiles = {
+        side: [quantile(counts, at) for at in (0.1, 0.5, 0.9)]
+        for side, counts in zip(("positives", "negatives"), pair, strict=True)
+    }
+    counts = {"positive_count": int(pair[0].sum()), "negative_count": int(pair[1].sum())}
+    return {"source": name, **quantiles, **counts}

@@ -1,0 +1,118 @@
+"""Print what came out of a run: rows per step, the LLMs, the losses, the scores.
+
+    python recipes/summary.py out/demo
+
+Reads the manifests and results.json under OUTPUT; writes the same tables to OUTPUT/summary.md.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+STEP_ORDER = (
+    "ingest",
+    "clean",
+    "language",
+    "hold_out",
+    "dedup",
+    "decontaminate",
+    "write_tasks",
+    "synthesize",
+    "clean_synthetic",
+    "language_synthetic",
+    "dedup_synthetic",
+    "decontaminate_synthetic",
+    "mine",
+)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def step_rows(output: Path) -> pl.DataFrame:
+    """One row a step: what went in, what was kept, and why the rest was not."""
+    rows = []
+    places = [output / "steps" / name for name in STEP_ORDER] + [output / "mix"]
+    for place in places:
+        manifest = _read(place / "manifest.json")
+        gone: dict[str, int] = {}
+        for row in manifest["ledger"]:
+            for reason, count in {**row["dropped"], **row["quarantined"]}.items():
+                gone[reason] = gone.get(reason, 0) + count
+        reasons = sorted(gone.items(), key=lambda item: -item[1])
+        rows.append(
+            {
+                "step": manifest["name"],
+                "unit": manifest["ledger"][0]["unit"] if manifest["ledger"] else "",
+                "in": sum(row["rows_in"] for row in manifest["ledger"]),
+                "kept": sum(row["kept"] for row in manifest["ledger"]),
+                "dropped": ", ".join(f"{reason} {count:,}" for reason, count in reasons),
+                "seconds": manifest["run"].get("seconds"),
+            }
+        )
+    return pl.DataFrame(rows)
+
+
+def llm_rows(output: Path) -> pl.DataFrame:
+    """One row per LLM and kind of request."""
+    rows = []
+    for step in ("write_tasks", "synthesize"):
+        for row in _read(output / "steps" / step / "manifest.json")["stats"].get("llms", []):
+            rejected = row.pop("rejected", {})
+            reasons = ", ".join(f"{name} {count}" for name, count in sorted(rejected.items()))
+            rows.append({**row, "rejected": reasons})
+    return pl.DataFrame(rows)
+
+
+def loss_rows(output: Path) -> pl.DataFrame:
+    """First and last loss of both stages of every run."""
+    rows = []
+    for run in sorted((output / "models").glob("run-*/run.json")):
+        for stage in _read(run)["stages"]:
+            rows.append({"run": run.parent.name, **stage})
+    return pl.DataFrame(rows)
+
+
+def score_rows(output: Path) -> pl.DataFrame:
+    """One row a model, one column a task, main scores in 0..100, and the mean per type."""
+    rows = []
+    for name, tasks in _read(output / "results.json").items():
+        row: dict[str, Any] = {"model": name}
+        for kind in sorted({task["type"] for task in tasks}):
+            scores = [task["main_score"] for task in tasks if task["type"] == kind]
+            row[f"mean {kind}"] = round(100 * sum(scores) / len(scores), 1)
+        row |= {task["task"]: round(100 * task["main_score"], 1) for task in tasks}
+        rows.append(row)
+    return pl.DataFrame(rows)
+
+
+def main(output: Path) -> None:
+    tables = {
+        "Rows": step_rows(output),
+        "LLMs": llm_rows(output),
+        "Losses": loss_rows(output),
+        "Held-out scores (main score x 100)": score_rows(output),
+    }
+    layout = pl.Config(
+        tbl_formatting="MARKDOWN",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=220,
+        fmt_str_lengths=90,
+        thousands_separator=True,
+        set_tbl_cell_numeric_alignment="RIGHT",
+    )
+    with layout:
+        text = "\n\n".join(f"## {title}\n\n{table}" for title, table in tables.items())
+    (output / "summary.md").write_text(text + "\n", encoding="utf-8")
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

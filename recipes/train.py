@@ -1,0 +1,113 @@
+"""Train on a mix: base, two runs, their merge, and the scores of all four.
+
+    python recipes/train.py --recipe demo --mix out/demo/mix --output out/demo
+
+Leaves OUTPUT/models/{base,run-1,run-2,merged} and OUTPUT/results.json. What is up to date is not
+made again.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from datagen.packaged import resolve_model
+from datagen.schema import UserError
+from datagen.store import Folder, read_manifest
+from trainer.base import prepare_base
+from trainer.evaluate import evaluate
+from trainer.merge import merge
+from trainer.train import StageConfig, TrainConfig, train
+
+log = logging.getLogger("embedmix")
+
+
+def demo(mix: str, output: Path, *, cache: str, smoke: bool) -> list[TrainConfig]:
+    """Two runs over the demo mix that differ in their seed, on six layers of a small decoder."""
+    llm, _ = resolve_model("smollm2-135m-instruct", cache)
+    base = prepare_base(llm, str(output / "models" / "base"), layers=6, max_length=128)
+    stages = (
+        # One negative, then four; a lower learning rate the second time (Nemotron, Table 8).
+        StageConfig(
+            name="pretrain",
+            negatives=1,
+            learning_rate=3e-4,
+            batch_size=32,
+            max_rows=64 if smoke else 4096,
+            warmup_steps=10,
+            max_length=80,
+        ),
+        StageConfig(
+            name="finetune",
+            negatives=4,
+            learning_rate=2e-4,
+            batch_size=32,
+            max_rows=64 if smoke else 6144,
+            warmup_steps=10,
+            max_length=64,
+        ),
+    )
+    return [
+        TrainConfig(
+            mix=mix, base=base, output=str(output / "models" / f"run-{n}"), stages=stages, seed=n
+        )
+        for n in (1, 2)
+    ]
+
+
+RECIPES = {"demo": demo}
+
+
+def run(configs: list[TrainConfig], *, output: Path) -> None:
+    """Train each configuration, merge the results, and score base, runs and merge."""
+    models = output / "models"
+    runs = [config.output for config in configs]
+    for config in configs:
+        train(config)
+    merge(runs, str(models / "merged"))
+    tasks = str(output / "steps" / "hold_out" / "tasks")
+    results = {}
+    for name in ("base", *(Path(run).name for run in runs), "merged"):
+        log.info("evaluate %s", name)
+        scored = evaluate(str(models / name), tasks, str(output / "scores" / name))
+        results[name] = scored["tasks"]
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    (output / "results.json").write_text(text, encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True, help="one of " + ", ".join(RECIPES))
+    parser.add_argument("--mix", required=True, help="folder of a finished mix")
+    parser.add_argument("--output", required=True, help="folder for models/ and results.json")
+    parser.add_argument("--smoke", action="store_true", help="the same on very few rows")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    try:
+        if arguments.recipe not in RECIPES:
+            raise UserError(
+                found=f"recipe {arguments.recipe!r}",
+                expected="one of " + ", ".join(RECIPES),
+                do="name one of these, or add yours to RECIPES",
+                exit_status=2,
+            )
+        read_manifest(Folder(arguments.mix))
+        cache = os.environ.get("EMBEDMIX_CACHE", ".cache/embedmix")
+        output = Path(arguments.output)
+        recipe = RECIPES[arguments.recipe]
+        run(recipe(arguments.mix, output, cache=cache, smoke=arguments.smoke), output=output)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

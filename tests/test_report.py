@@ -1,0 +1,224 @@
+"""Report: numbers that agree with the rows, and a page that no text of the data can take over."""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from small_mix import HOSTILE, build, rows_of
+
+from datagen.cli import main
+from datagen.overview import BINS, count_mix, language_table, quantile
+from datagen.plots import score_plot
+from datagen.report import cut, render_mix, visible, write_report
+from datagen.samples import sample_rows
+from datagen.schema import UserError
+from datagen.steps import run_steps
+from datagen.store import Folder, read_manifest, read_table
+
+
+class Page(HTMLParser):
+    """Tags and attributes of a page, and its text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+        self.text += " " if tag in ("dd", "td", "th", "dt", "small", "h2", "p", "title") else ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    dedup, mine, mix = build(str(folder), *rows_of(hostile=True))
+    report = write_report(mix, steps=[dedup, mine])
+    run_steps([dedup, mine, mix, report], str(folder), executor="local")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(output: Path) -> str:
+    return (output / "mix" / "report.html").read_text()
+
+
+def test_the_counts_are_those_of_the_rows(output: Path) -> None:
+    overview = count_mix(Folder(f"{output}/mix"))
+    for stage in ("pretrain", "finetune"):
+        rows = read_table(Folder(f"{output}/mix"), stage).to_pylist()
+        counted = overview.rows.filter(stage=stage)
+        assert counted["rows"].sum() == len(rows)
+        assert counted["pairs"].sum() == sum(len(row["positives"]) for row in rows)
+        synthetic = counted.filter(pl.col("llm") == "tiny-llm")["rows"].sum()
+        assert synthetic == sum(row["origin"] == "synthetic" for row in rows)
+    assert overview.languages == {"eng", "arb", "deu", "zho"}
+    assert overview.programming_languages == {"python"}
+    negatives = sum(int(pair[1].sum()) for pair in overview.scores.values())
+    assert negatives == overview.rows["negatives"].sum()
+
+
+def test_the_headline_and_tables_show_them(page: str) -> None:
+    text = " ".join(Page(page).text.split())
+    assert "Queries to pretrain 43 52 pairs, 32.6 % synthetic" in text
+    assert "Queries to finetune 79 91 pairs, 16.5 % synthetic" in text
+    assert "Documents 118" in text
+    assert "Languages 4 natural, and 1 programming" in text
+    assert "dedup: 106 pairs in, 85 kept, 14 dropped, 7 quarantined" in text
+    assert "tiny-llm apache-2.0 40 31 not json 7, too long 2 412.50" in text
+    assert "faq-test 3 1 2" in text and "news-test 0 · ·" in text
+    assert "near duplicate 3" in text
+
+
+def test_the_ledger_lists_every_step_in_order_and_reconciles(output: Path) -> None:
+    ledger = json.loads((output / "mix" / "ledger.json").read_text())
+    assert list(dict.fromkeys(row["step"] for row in ledger)) == ["dedup", "mix"]
+    for row in ledger:
+        gone = sum(row["dropped"].values()) + sum(row["quarantined"].values())
+        assert row["rows_in"] == row["kept"] + gone
+    mixed = [row for row in ledger if row["step"] == "mix"]
+    assert sum(row["rows_in"] for row in mixed) == 85
+
+
+def test_the_page_loads_and_runs_nothing(page: str) -> None:
+    parsed = Page(page)
+    assert not {"script", "img", "iframe", "link", "object", "embed", "form", "i"} & set(
+        parsed.tags
+    )
+    assert not [a for a in parsed.attributes if a[1].startswith("on")]
+    targets = [
+        value for _, name, value in parsed.attributes if name in ("href", "src", "xlink:href")
+    ]
+    assert targets and all(target.startswith("#") for target in targets)
+    policy = [value for _, name, value in parsed.attributes if "default-src" in value]
+    assert policy and "default-src 'none'" in policy[0] and "script" not in policy[0]
+    assert not re.search(r"url\((?!#)|@import", page)
+
+
+def test_hostile_text_is_shown_and_not_obeyed(page: str) -> None:
+    parsed = Page(page)
+    assert "<script>alert('query')</script>" in parsed.text
+    assert "&lt;script&gt;" in page
+    assert "</title><img src=x onerror=alert(1)>" in parsed.text
+    assert "{{ 7 * 7 }}" in parsed.text
+    assert "<U+202E>gnorw<U+202C> <U+0000><U+0007>" in parsed.text
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", page)
+    assert "evil|source`<b>" in parsed.text
+    assert html.escape(HOSTILE["licence"]) in page
+
+
+def test_text_of_any_direction_gets_its_own_direction(page: str) -> None:
+    assert '<div class="text" dir="auto">&lt;a href=' in page
+    assert re.search(r'<dd class="text" dir="auto">catalogs query', page)
+
+
+def test_long_text_is_cut_with_an_ellipsis(page: str) -> None:
+    assert cut("a" * 320) == "a" * 320
+    assert cut("a" * 321) == "a" * 320 + "…"
+    assert HOSTILE["text"] not in html.unescape(page)
+
+
+def test_control_characters_are_spelled_out() -> None:
+    assert visible("a\x00b\u202ec\td\ne\r") == "a<U+0000>b<U+202E>c\td\ne<U+000D>"
+    assert visible("שלום עולם, 你好") == "שלום עולם, 你好"
+
+
+def test_samples_show_every_source_of_a_task_and_the_right_texts(output: Path) -> None:
+    folder = Folder(f"{output}/mix")
+    samples = sample_rows(folder, read_manifest(folder), per_task=10)
+    assert sorted(samples) == ["bitext", "classification", "retrieval", "sts"]
+    assert all(len(rows) == 10 for rows in samples.values())
+    assert len({row["source"] for row in samples["retrieval"]}) == 4
+    texts = read_table(folder, "documents")["text"].to_pylist()
+    by_id = {row["query_id"]: row for row in read_table(folder, "finetune").to_pylist()}
+    for row in samples["retrieval"]:
+        stored = by_id[row["query_id"]]
+        assert [d["text"] for d in row["negatives"]] == [texts[n] for n in stored["negatives"][:4]]
+        assert [d["score"] for d in row["positives"]] == stored["positive_scores"][:3]
+        assert row["negative_count"] == len(stored["negatives"])
+
+
+def test_samples_spread_over_more_sources_than_are_shown(tmp_path: Path) -> None:
+    queries, documents, found = rows_of(["trivia"], per_source=14)
+    for i, row in enumerate(queries):
+        row["source"] = f"source-{i % 7}"
+    build(str(tmp_path), queries, documents, found)
+    folder = Folder(f"{tmp_path}/mix")
+    shown = sample_rows(folder, read_manifest(folder), per_task=3)["retrieval"]
+    assert [row["source"] for row in shown] == ["source-0", "source-2", "source-4"]
+
+
+def test_many_languages_are_sorted_and_many_sources_share_a_column() -> None:
+    counts = pl.DataFrame(
+        [
+            {"source": f"s{i:02d}", "language": language, "script": script, "rows": rows}
+            for i in range(50)
+            for language, script, rows in (("deu", "Latn", 2), ("srp", "Cyrl", 5), (None, None, 1))
+        ]
+    )
+    table = language_table(counts, max_sources=3)
+    assert table is not None
+    assert table["sources"] == ["s00", "s01", "s02", "47 other sources"]
+    assert table["lines"] == [
+        ("srp_Cyrl", 250, [5, 5, 5, 235]),
+        ("deu_Latn", 100, [2, 2, 2, 94]),
+        ("und", 50, [1, 1, 1, 47]),
+    ]
+
+
+def test_quantiles_come_from_the_histogram_to_the_width_of_a_bin() -> None:
+    scores = np.random.default_rng(0).uniform(-0.3, 0.9, 10_000)
+    histogram = np.histogram(scores, np.linspace(-1, 1, BINS + 1))[0]
+    for share in (0.1, 0.5, 0.9):
+        assert quantile(histogram, share) == pytest.approx(np.quantile(scores, share), abs=2 / BINS)
+    assert quantile(np.zeros(BINS), 0.5) is None
+
+
+def test_plots_take_their_colours_from_the_page_and_are_the_same_each_time() -> None:
+    pair = np.zeros((2, BINS), dtype=np.int64)
+    pair[0, 190], pair[1, 120] = 5, 9
+    drawn = score_plot({"retrieval": pair})
+    assert drawn == score_plot({"retrieval": pair})
+    assert "var(--kept)" in drawn and "var(--dropped)" in drawn
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) == set()
+    assert "<metadata" not in drawn and 'role="img"' in drawn
+
+
+def test_the_command_renders_the_same_page_again(
+    output: Path, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (output / "mix" / "report.html").unlink()
+    assert main(["report", f"{output}/mix"]) == 0
+    place = json.loads(capsys.readouterr().out)["report"]
+    assert Path(place).read_text() == page
+
+
+def test_a_mix_without_its_steps_shows_what_it_says_itself(output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output / "mix", tmp_path / "downloaded")
+    text = " ".join(Page(Path(render_mix(str(tmp_path / "downloaded"))).read_text()).text.split())
+    assert "106 pairs in, 85 kept" in text  # from ledger.json
+    assert "No decontamination step lies beside this mix" in text
+    (tmp_path / "downloaded" / "ledger.json").unlink()
+    text = " ".join(Page(Path(render_mix(str(tmp_path / "downloaded"))).read_text()).text.split())
+    assert "85 queries in, 82 kept" in text
+    assert "106 pairs in" not in text
+
+
+def test_a_step_folder_is_not_a_mix(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="a finished mix"):
+        render_mix(f"{output}/steps/dedup")
+    assert main(["report", f"{output}/steps/mine"]) == 2
+    assert "found:" in capsys.readouterr().err

@@ -1,0 +1,140 @@
+"""Reading a mix: row numbers over shards, texts as the encoder sees them, and the batch plan."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_mix import document, row, write_rows, write_tiny_mix
+
+from datagen.schema import UserError
+from trainer.data import Example, StageData, batch_plan
+
+DOCUMENTS = [document(f"text {i}", title=f"title {i}" if i % 2 else None) for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_mix(tmp_path_factory.mktemp("mix"))
+
+
+def one(tmp_path: Path, *rows: dict, negatives: int = 4) -> StageData:
+    return StageData(
+        write_rows(tmp_path, DOCUMENTS, rows_per_shard=3, finetune=list(rows)),
+        "finetune",
+        negatives=negatives,
+    )
+
+
+def test_a_retrieval_row_as_the_encoder_sees_it(tmp_path):
+    data = one(tmp_path, row("how many moons?", [7], [0, 9, 3, 4, 5]), negatives=3)
+    assert data.examples([0], seed=0, epoch=0) == [
+        Example(
+            query_id=row("how many moons?", [7], [])["query_id"],
+            query="Instruct: Given a question, retrieve passages that answer the question.\n"
+            "Query: how many moons?",
+            positive="title 7\ntext 7",
+            negatives=("text 0", "title 9\ntext 9", "title 3\ntext 3"),
+        )
+    ]
+
+
+@pytest.mark.parametrize("task", ["sts", "bitext"])
+def test_documents_of_a_symmetric_row_carry_the_instruction(tmp_path, task):
+    data = one(tmp_path, row("two moons", [2], [4], task=task, symmetric=True))
+    (example,) = data.examples([0], seed=0, epoch=0)
+    head = example.query.removesuffix("two moons")
+    assert head.startswith("Instruct: Retrieve ")
+    assert (example.positive, example.negatives) == (f"{head}text 2", (f"{head}text 4",))
+
+
+def test_a_row_that_is_not_symmetric_has_raw_documents_in_any_task(tmp_path):
+    data = one(tmp_path, row("two moons", [2], [4], task="bitext", symmetric=False))
+    assert data.examples([0], seed=0, epoch=0)[0].positive == "text 2"
+
+
+def test_a_row_with_fewer_negatives_uses_what_it_has(tmp_path):
+    data = one(tmp_path, row("a", [0], [1, 2]), row("b", [0], [1, 2, 3, 4, 5]))
+    assert [len(e.negatives) for e in data.examples([0, 1], seed=0, epoch=0)] == [2, 4]
+
+
+def test_rows_that_teach_nothing_are_skipped_and_counted(tmp_path, caplog):
+    rows = [row("a", [0], []), row("b", [], [1]), row("c", [], []), row("d", [0], [1])]
+    data = one(tmp_path, *rows)
+    assert data.skipped == {"no_positive": 2, "no_negative": 1}
+    assert "no_negative" in caplog.text
+    (batch,) = data.plan(seed=0, epoch=0, batch_size=8)
+    assert batch.tolist() == [3]
+    with pytest.raises(UserError, match="no row of"):
+        one(tmp_path / "empty", row("a", [0], []))
+
+
+def test_row_numbers_run_over_all_shards(mix):
+    data = StageData(mix, "pretrain", negatives=1)
+    assert len(data.rows.parts) > 3
+    for number in (0, 6, 7, 39):
+        (example,) = data.examples([number], seed=0, epoch=0)
+        name = f"moon {chr(97 + number % 26)}{number}"
+        assert example.query.endswith(f"which planet has {name}?")
+        assert example.positive.startswith(f"{name}\n")
+
+
+def test_a_row_number_beyond_the_documents_is_refused(tmp_path):
+    data = one(tmp_path, row("a", [0], [10]))
+    with pytest.raises(UserError, match="from 0 to 9"):
+        data.examples([0], seed=0, epoch=0)
+
+
+def test_a_mix_without_the_stage_is_refused(tmp_path):
+    folder = write_rows(tmp_path, DOCUMENTS, finetune=[row("a", [0], [1])])
+    with pytest.raises(UserError, match="no rows in 'pretrain'"):
+        StageData(folder, "pretrain", negatives=1)
+
+
+def test_each_epoch_draws_a_positive_and_the_same_seed_the_same_one(tmp_path):
+    data = one(tmp_path, *[row(f"q{i}", [0, 2, 4], [1]) for i in range(40)])
+    drawn = [
+        [e.positive for e in data.examples(range(40), seed=seed, epoch=epoch)]
+        for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2] != drawn[3] != drawn[0]
+    assert set(drawn[0]) == {"text 0", "text 2", "text 4"}
+
+
+def test_a_plan_of_two_tasks_by_hand():
+    tasks = np.array([0] * 7 + [1] * 3)
+    sources = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    plan = batch_plan(tasks, sources, seed=0, epoch=0, batch_size=3)
+    found = sorted([sorted({(tasks[r], sources[r]) for r in b}), len(b)] for b in plan)
+    # Full batches of sources 0, 1 and 2, and what is left of source 0.
+    assert found == [[[(0, 0)], 1], [[(0, 0)], 3], [[(0, 1)], 3], [[(1, 2)], 3]]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=80),
+    st.integers(1, 9),
+    st.integers(0, 5),
+)
+def test_every_row_once_homogeneous_and_reproducible(keys, batch_size, seed):
+    tasks, sources = np.array(keys).T
+    plan = batch_plan(tasks, sources, seed=seed, epoch=1, batch_size=batch_size)
+    again = batch_plan(tasks, sources, seed=seed, epoch=1, batch_size=batch_size)
+    assert [b.tolist() for b in plan] == [b.tolist() for b in again]
+    assert sorted(np.concatenate(plan).tolist()) == list(range(len(keys)))
+    assert all(len(set(tasks[b])) == 1 for b in plan)
+    smaller = [len(b) < batch_size for b in plan]
+    assert sum(smaller) <= len(set(tasks)), "at most one smaller batch for each task"
+    mixed = sum(len(set(sources[b])) > 1 for b in plan)
+    assert mixed <= len(set(keys)), "only remainders of sources share a batch"
+
+
+def test_seed_and_epoch_change_the_plan_and_max_rows_takes_a_part():
+    keys = np.zeros(200, dtype=int)
+    plans = [
+        np.concatenate(batch_plan(keys, keys, seed=s, epoch=e, batch_size=8, max_rows=50)).tolist()
+        for s, e in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert all(len(set(p)) == 50 for p in plans)
+    assert set(plans[0]) != set(plans[1]) != set(plans[2])

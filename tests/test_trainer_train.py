@@ -1,0 +1,255 @@
+"""Training a decoder of two layers: it learns, repeats to the bit, resumes to the bit, refuses."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_encoder import tiny_export, tiny_model, tiny_tokenizer
+from tiny_mix import write_tiny_mix
+
+from datagen.schema import UserError
+from trainer import loop
+from trainer.base import prepare_base
+from trainer.encoder import load_encoder
+from trainer.loop import cut_rows, learning_rate, new_optimizer
+from trainer.train import StageConfig, TrainConfig, train
+
+STAGES = (
+    StageConfig(name="pretrain", negatives=1, learning_rate=5e-3, batch_size=8, max_length=64),
+    StageConfig(name="finetune", negatives=4, learning_rate=1e-3, batch_size=8, max_length=64),
+)  # 5 and 6 steps
+LEARNS = replace(STAGES[0], learning_rate=2e-2, epochs=8)  # 40 steps
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_mix(tmp_path_factory.mktemp("mix"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_export(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture
+def config(mix: str, base: str, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        mix=mix, base=base, output=str(tmp_path / "run"), stages=STAGES, dtype="float32",
+        temperature=0.05, threads=1, checkpoint_steps=2,
+    )  # fmt: skip
+
+
+def weights(folder: str | Path) -> bytes:
+    return (Path(folder) / "model.safetensors").read_bytes()
+
+
+def metrics(folder: str | Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_says_what_it_did(config):
+    record = train(replace(config, stages=(LEARNS, STAGES[1])))
+    pretrain, finetune = record["stages"]
+    assert (pretrain["stage"], pretrain["steps"], pretrain["rows"]) == ("pretrain", 40, 320)
+    assert (finetune["stage"], finetune["rows"], finetune["skipped"]) == ("finetune", 39, {})
+    assert pretrain["last_loss"] < pretrain["first_loss"] / 2
+    assert pretrain["last_accuracy"] > 0.9
+    assert record["rows"] == 359
+    assert record["tokens"] == pretrain["tokens"] + finetune["tokens"] > 1000
+    assert record["versions"]["torch"] == torch.__version__
+    assert record == json.loads((Path(config.output) / "run.json").read_text())
+    steps = metrics(config.output)
+    assert [m["step"] for m in steps] == list(range(40)) + list(range(finetune["steps"]))
+    assert sum(m["tokens"] for m in steps) == record["tokens"]
+    model, _ = load_encoder(config.output)
+    assert model.config.is_causal is False
+    assert not list(Path(config.output).parent.glob(".*")), "nothing is left beside the output"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config, tmp_path):
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        train(replace(config, output=str(tmp_path / name), seed=seed))
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    assert weights(tmp_path / "one") != weights(tmp_path / "three")
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 3, 6, 9])
+def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path, monkeypatch, killed_at):
+    whole = train(replace(config, output=str(tmp_path / "whole")))
+    step, seen = loop._Run._step, []
+
+    def kill(run: loop._Run, *arguments: object) -> dict:
+        if len(seen) == killed_at:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return step(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert not Path(config.output).exists()
+
+    resumed = train(config)
+    assert weights(config.output) == weights(tmp_path / "whole")
+    assert metrics(config.output) == metrics(tmp_path / "whole")
+    timeless = [
+        [{k: v for k, v in stage.items() if k != "seconds"} for stage in record["stages"]]
+        for record in (whole, resumed)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_run_killed_at_its_export_is_exported_from_the_last_checkpoint(
+    config, tmp_path, monkeypatch
+):
+    train(replace(config, output=str(tmp_path / "whole")))
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.train.export_model", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", lambda *_: pytest.fail("trained again"))
+        train(config)
+    assert weights(config.output) == weights(tmp_path / "whole")
+    assert metrics(config.output) == metrics(tmp_path / "whole")
+
+
+def test_again_is_up_to_date_and_a_moved_mix_is_the_same_mix(config, mix, tmp_path, caplog):
+    first = train(config)
+    link = tmp_path / "elsewhere"
+    link.symlink_to(mix)
+    caplog.set_level("INFO", logger="embedmix")
+    assert train(replace(config, mix=str(link), threads=2)) == first
+    assert "run: up to date" in caplog.text
+
+
+def test_up_to_date_is_found_without_loading_torch():
+    code = "import sys, trainer.train, trainer.base; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_a_drifted_configuration_names_its_keys(config, tmp_path):
+    train(config)
+    with pytest.raises(UserError, match="temperature was 0.05, is now 0.1") as caught:
+        train(replace(config, temperature=0.1))
+    assert "seed" not in str(caught.value)
+    other = tiny_export(tmp_path / "other", seed=3)
+    with pytest.raises(UserError, match="base was"):
+        train(replace(config, base=other))
+
+
+def test_a_drifted_configuration_does_not_resume(config, monkeypatch):
+    save = loop._Run._save
+
+    def save_and_die(run: loop._Run, *arguments: object) -> None:
+        save(run, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    with pytest.raises(UserError, match="clip was 1.0, is now 0.5"):
+        train(replace(config, clip=0.5))
+
+
+def test_micro_batches_do_not_change_the_gradient(config, tmp_path):
+    for name, tokens in (("small", 60), ("large", 100_000)):
+        stages = (replace(STAGES[1], max_rows=8),)
+        out = str(tmp_path / name)
+        train(replace(config, stages=stages, micro_tokens=tokens, output=out))
+    small, large = (load_file(tmp_path / n / "model.safetensors") for n in ("small", "large"))
+    assert metrics(tmp_path / "small")[0]["loss"] == pytest.approx(
+        metrics(tmp_path / "large")[0]["loss"], rel=1e-5
+    )
+    norms = [metrics(tmp_path / n)[0]["gradient_norm"] for n in ("small", "large")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert small.keys() == large.keys()
+
+
+def test_bf16_keeps_fp32_weights_and_learns(config):
+    record = train(replace(config, stages=(LEARNS,), dtype="bfloat16"))
+    assert record["stages"][0]["last_loss"] < record["stages"][0]["first_loss"] / 2
+    saved = load_file(Path(config.output) / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_queries(config, base, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (broken / name).write_bytes((Path(base) / name).read_bytes())
+    tensors = load_file(Path(base) / "model.safetensors")
+    (question_mark,) = tiny_tokenizer()("?")["input_ids"]
+    tensors["embed_tokens.weight"][question_mark] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"loss is nan in stage pretrain.*[0-9a-f]{32}"):
+        train(replace(config, base=str(broken)))
+    assert not Path(config.output).exists()
+
+
+def test_a_folder_of_something_else_is_refused_before_training(config):
+    Path(config.output).mkdir()
+    (Path(config.output) / "thesis.txt").write_text("keep me")
+    with pytest.raises(UserError, match="not a model"):
+        train(config)
+    assert not list(Path(config.output).parent.glob(".*"))
+
+
+def test_unusable_configurations_are_refused():
+    with pytest.raises(UserError, match="int8"):
+        TrainConfig(mix="m", base="b", output="o", dtype="int8")
+    with pytest.raises(UserError, match="'warmup'"):
+        StageConfig(name="warmup", negatives=1, learning_rate=1e-5, batch_size=8)
+    with pytest.raises(UserError, match="'negatives': 0"):
+        StageConfig(name="pretrain", negatives=0, learning_rate=1e-5, batch_size=8)
+
+
+def test_the_published_recipe_is_the_default():
+    pretrain, finetune = TrainConfig(mix="m", base="b", output="o").stages
+    assert (pretrain.learning_rate, pretrain.batch_size, pretrain.negatives) == (1e-5, 2048, 1)
+    assert (finetune.learning_rate, finetune.batch_size, finetune.negatives) == (2e-6, 128, 4)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
+    stage = replace(STAGES[0], learning_rate=1.0, warmup_steps=2)
+    rates = [learning_rate(stage, step, 22) for step in range(22)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0.05)
+    assert learning_rate(stage, 0, 1) == 1.0
+
+
+def test_norms_and_biases_do_not_decay():
+    model = tiny_model()
+    matrices, vectors = new_optimizer(model, 0.01).param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.01, 0.0)
+    norms = [p for name, p in model.named_parameters() if "norm" in name]
+    assert {id(p) for p in vectors["params"]} == {id(p) for p in norms}
+
+
+def test_rows_are_cut_by_tokens():
+    assert [(s.start, s.stop) for s in cut_rows([5, 5, 20, 1, 1], 10)] == [(0, 2), (2, 3), (3, 5)]
+
+
+def test_the_base_is_the_first_layers_exported_untrained(base, tmp_path):
+    place = str(tmp_path / "base")
+    assert prepare_base(base, place, layers=1) == place
+    whole, cut = (load_file(Path(f) / "model.safetensors") for f in (base, place))
+    assert not any("layers.1" in name for name in cut)
+    assert all(torch.equal(cut[name], whole[name]) for name in cut)
+    assert (Path(place) / "modules.json").is_file()
+    assert prepare_base(base, place, layers=1) == place
+    with pytest.raises(UserError, match="layers"):
+        prepare_base(base, place, layers=2)

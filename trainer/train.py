@@ -1,0 +1,197 @@
+"""Train an encoder on a mix: two stages, hard negatives only, resumable to the bit.
+
+`train` refuses what cannot work, says `up to date` when the same run is already there, and
+otherwise runs the loop (trainer/loop.py), exports the model and writes `run.json` last. While it
+runs, metrics and the checkpoint lie in a hidden folder beside the output; the metrics move into the
+output when it is complete.
+
+Defaults are the published recipe of llama-embed-nemotron-8b (arXiv 2511.07025, section 3.2 and
+Table 8): retrieval with 1 negative at 1e-5 in batches of 2,048, then all tasks with 4 negatives at
+2e-6 in batches of 128; AdamW, weight decay 0.01, linear decay after 100 steps of warm-up,
+temperature 0.02, 512 tokens.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datagen import __version__
+from datagen.schema import STAGES, UserError
+from datagen.store import Folder, read_manifest
+from trainer.export import GOLDEN, any_entry, export_model
+
+log = logging.getLogger("embedmix")
+
+DTYPES = ("bfloat16", "float32")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
+_PLACES = ("mix", "base", "output", "threads", "checkpoint_steps")  # do not decide the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage: its table in the mix, negatives per query, and its schedule."""
+
+    name: str
+    negatives: int
+    learning_rate: float
+    batch_size: int
+    epochs: int = 1
+    max_rows: int | None = None  # per epoch: a seeded part of the rows, another one each epoch
+    warmup_steps: int = 100  # a tenth of the stage's steps where that is fewer
+    max_length: int = 512  # tokens, instruction included
+
+    def __post_init__(self) -> None:
+        counts = [self.negatives, self.batch_size, self.epochs, self.max_length]
+        counts += [] if self.max_rows is None else [self.max_rows]
+        possible = min(counts) >= 1 and self.warmup_steps >= 0 and self.learning_rate > 0
+        if self.name not in STAGES or not possible:
+            raise UserError(
+                found=f"stage {asdict(self)}",
+                expected=f"a name of {STAGES}, a learning rate above 0, counts of at least 1",
+                do="mend the training recipe",
+                exit_status=2,
+            )
+
+
+PRETRAIN = StageConfig(name="pretrain", negatives=1, learning_rate=1e-5, batch_size=2048)
+FINETUNE = StageConfig(name="finetune", negatives=4, learning_rate=2e-6, batch_size=128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything about one training run; `mix`, `base` and `output` are local folders.
+
+    `bfloat16` keeps weights, optimiser and sums in fp32 and computes in bf16 (autocast): updates of
+    1e-5 would be lost in bf16 weights.
+    """
+
+    mix: str
+    base: str
+    output: str
+    stages: tuple[StageConfig, ...] = (PRETRAIN, FINETUNE)
+    seed: int = 0
+    temperature: float = 0.02
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest norm of the gradient of a batch
+    dtype: str = "bfloat16"
+    micro_tokens: int = 8192  # tokens whose activations are kept at once
+    checkpoint_steps: int = 100
+    threads: int | None = None  # None: one for each core this process may use
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES or not self.stages:
+            raise UserError(
+                found=f"dtype {self.dtype!r}, {len(self.stages)} stages",
+                expected=f"a dtype of {DTYPES}, at least one stage",
+                do="mend the training recipe",
+                exit_status=2,
+            )
+        positive = (self.temperature, self.clip, self.micro_tokens, self.checkpoint_steps)
+        if min(positive) <= 0 or self.weight_decay < 0 or (self.threads or 1) < 1:
+            raise UserError(
+                found=f"temperature, clip, micro_tokens, checkpoint_steps = {positive}, "
+                f"weight_decay = {self.weight_decay}, threads = {self.threads}",
+                expected="numbers above 0 (weight_decay may be 0)",
+                do="mend the training recipe",
+                exit_status=2,
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights: the configuration, with digests in place of folders."""
+        fields = {k: v for k, v in asdict(self).items() if k not in _PLACES}
+        digests = {
+            "mix": read_manifest(Folder(self.mix)).digest,
+            "base": model_digest(self.base),
+        }
+        return json.loads(json.dumps({**fields, **digests}))
+
+
+def model_digest(folder: str) -> str:
+    """sha256 over configuration, tokenizer and weights of a model folder."""
+    place = Path(folder)
+    names = ("config.json", "tokenizer.json")
+    files = [place / n for n in names if (place / n).is_file()]
+    weights = sorted(place.glob("*.safetensors"))
+    if not weights or not files:
+        raise UserError(
+            found=f"no config.json and *.safetensors in {folder}",
+            expected="the folder of a transformers model in safetensors",
+            do="check the path of the model",
+        )
+    digest = hashlib.sha256()
+    for file in files + weights:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.name}\x1f{content}\n".encode())
+    return digest.hexdigest()
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run the stages and export the model to `config.output`; returns the content of run.json.
+
+    A finished run of the same configuration, mix and base is returned as it is. UserError when the
+    output was trained with another one (names the keys), and when a loss is not finite.
+    """
+    output = Path(config.output)
+    identity = config.identity()
+    done = output / "run.json"
+    if done.is_file():
+        record = json.loads(done.read_text())
+        refuse_drift(output, record["identity"], identity)
+        log.info("%s: up to date", output.name)
+        return record
+    _refuse_other_content(output)
+    from trainer.loop import run_stages
+    from trainer.prompts import PROMPTS
+
+    place = output.with_name(f".{output.name}.training")
+    model, tokenizer, stages = run_stages(config, identity, place=place)
+    length = max(stage.max_length for stage in config.stages)
+    card = {"base_model": Path(config.base).name, "mix": identity["mix"], "stages": stages}
+    export_model(model, tokenizer, config.output, max_length=length, prompts=PROMPTS, card=card)
+    record = {
+        "config": asdict(config),
+        "identity": identity,
+        "fingerprint": fingerprint(identity),
+        "stages": stages,
+        "rows": sum(stage["rows"] for stage in stages),
+        "tokens": sum(stage["tokens"] for stage in stages),
+        "seconds": round(sum(stage["seconds"] for stage in stages), 1),
+        "versions": {"embedmix": __version__, **{name: version(name) for name in _LIBRARIES}},
+    }
+    shutil.copyfile(place / "metrics.jsonl", output / "metrics.jsonl")
+    done.write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(place)
+    return record
+
+
+def _refuse_other_content(output: Path) -> None:
+    """An earlier export may be replaced; anything else would stop the export after training."""
+    if output.exists() and any_entry(output) and not (output / GOLDEN).is_file():
+        raise UserError(
+            found=f"{output} exists and is not a model that was exported here",
+            expected="a new or empty folder",
+            do="choose another output",
+        )
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """sha256 of what decides the weights."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_drift(place: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise UserError naming each key whose value changed."""
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed:
+        lines = [f"{key} was {old.get(key)}, is now {new.get(key)}" for key in changed]
+        raise UserError(
+            found=f"{place} was trained with another configuration: " + "; ".join(lines),
+            expected="the configuration that trained it",
+            do="choose another output, or delete that folder",
+        )
