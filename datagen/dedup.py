@@ -9,7 +9,7 @@ positive is recognised by its cluster wherever negatives are chosen.
 Better is: public before synthetic, then the place of the source in `source_priority` (sources not
 named there come last, alike), then the longer text, then the id; never the order of arrival.
 
-Cost: 20,000 pairs a second and core; the driver holds ids and band hashes, some 500 bytes a pair.
+Cost: 15,000 pairs a second and core; the driver holds ids and band hashes, some 500 bytes a pair.
 """
 
 from collections.abc import Sequence

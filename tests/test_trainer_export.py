@@ -8,7 +8,8 @@ import pytest
 from tiny_encoder import tiny_export, tiny_model, tiny_tokenizer
 
 from datagen.schema import UserError, format_query
-from trainer.export import GOLDEN, check_golden, export_folder, export_model, new_folder
+from trainer.export import export_folder, export_model, new_folder
+from trainer.golden import GOLDEN, check_golden
 from trainer.prompts import PROMPTS, RETRIEVAL
 
 TEXTS = ["the dog barks", "Mars has two moons; der Mond der Erde", " a blank in front ", "x"]

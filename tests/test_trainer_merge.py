@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_encoder import tiny_export
 
 from datagen.schema import UserError
-from trainer.export import check_golden
+from trainer.golden import check_golden
 from trainer.merge import _first_difference, merge
 
 

@@ -11,6 +11,15 @@ from typing import Any
 from datagen import __version__
 from datagen.schema import TASKS, UserError
 
+_RUN_OPTIONS = (
+    "temperature",
+    "weight_decay",
+    "clip",
+    "dtype",
+    "micro_tokens",
+    "checkpoint_steps",
+    "threads",
+)
 _STAGE_OPTIONS = (
     "negatives",
     "learning_rate",
@@ -91,8 +100,8 @@ def _train(commands: Any) -> None:
         _run_train,
         about="Train an encoder on a mix, in two stages.\n\nReads MIX (a finished mix) and BASE (a "
         "model folder, best made by `trainer export`).\nWrites the model to DIR as a "
-        "sentence-transformers folder with run.json (losses, digests), and beside it\n"
-        "DIR.metrics.jsonl (a line per step). A stopped run resumes with the same command.\n"
+        "sentence-transformers folder with run.json (losses, digests) and\n"
+        "metrics.jsonl (a line per step). A stopped run resumes with the same command.\n"
         "Options with two values are for the two stages, PRETRAIN,FINETUNE.",
         example="trainer train --mix out/demo/mix --base out/demo/models/base --output out/run-1",
     )
@@ -110,6 +119,8 @@ def _train(commands: Any) -> None:
     parser.add_argument("--warmup-steps", type=whole, metavar="N,N", help="(100,100)")
     parser.add_argument("--max-length", type=whole, metavar="N,N", help="tokens (512,512)")
     parser.add_argument("--temperature", type=float, metavar="T", help="of the loss (0.02)")
+    parser.add_argument("--weight-decay", type=float, metavar="W", help="of AdamW (0.01)")
+    parser.add_argument("--clip", type=float, metavar="C", help="largest norm of a gradient (1)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (bfloat16)")
     parser.add_argument("--micro-tokens", type=int, metavar="N", help="per pass (8192)")
     parser.add_argument("--threads", type=int, metavar="N", help="(one for each core)")
@@ -119,8 +130,7 @@ def _train(commands: Any) -> None:
 def _run_train(arguments: argparse.Namespace) -> int:
     from trainer.train import TrainConfig, train
 
-    names = ("temperature", "dtype", "micro_tokens", "checkpoint_steps", "threads")
-    given = {name: getattr(arguments, name) for name in names}
+    given = {name: getattr(arguments, name) for name in _RUN_OPTIONS}
     config = TrainConfig(
         mix=arguments.mix,
         base=arguments.base,

@@ -6,9 +6,8 @@ the queries only; sts, bitext, clustering, classification and pair_classificatio
 text, as mteb encodes both sides of those alike. Any other model gets its own saved prompts, looked
 up as mteb does. What was used is written beside each score.
 
-Each text is embedded once per run: the sides of a task share texts, and so do tasks (the English
-side of a parallel set). A result carries a fingerprint of weights, task files and settings; a
-second run into the same folder takes results of the same fingerprint over and computes the rest.
+A result carries a fingerprint of weights, task files and settings; a second run into the same
+folder takes results of the same fingerprint over and computes the rest.
 """
 
 import hashlib
@@ -16,25 +15,21 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-import numpy as np
-
 from datagen import __version__
-from datagen.schema import UserError, format_query
+from datagen.schema import format_query
 from datagen.store import Folder
 from trainer.scoring import METRICS, mteb_metadata, score_task
 from trainer.tasks import EvaluationTask, find_tasks, load_task
+from trainer.text_encoder import TextEncoder, load_text_encoder, weights_digest
 
 log = logging.getLogger("embedmix")
 
 RESULTS = "results.json"
 PARTIAL = "results.partial.json"
-MAX_KEPT_VECTORS = 200_000  # shared between tasks; 384 fp32 values each are 300 MB
 _LIBRARIES = ("mteb", "sentence-transformers", "transformers", "torch", "scikit-learn", "numpy")
 
 Instructions = Literal["auto", "always", "never"]
@@ -60,7 +55,7 @@ def evaluate(
     for folder in folders:
         load_task(folder)  # every fault of the data shows before the model is loaded
     identity = {"path": model, "sha256": weights_digest(model)}
-    encoder = _load_model(model, max_length=max_length, dtype=dtype, batch_size=batch_size)
+    encoder = load_text_encoder(model, max_length=max_length, dtype=dtype, batch_size=batch_size)
     identity |= {"dtype": encoder.dtype, "max_length": encoder.model.max_seq_length}
     target = Folder(output)
     known = _known_results(target)
@@ -92,7 +87,7 @@ def type_means(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 def _evaluate_task(
     task: EvaluationTask,
-    encoder: "TextEncoder",
+    encoder: TextEncoder,
     identity: Mapping[str, Any],
     instructions: Instructions,
     known: Mapping[str, dict[str, Any]],
@@ -151,123 +146,3 @@ def _saved_prompt(task: EvaluationTask, saved: Mapping[str, str], side: str) -> 
 
     kind = None if side == "text" else PromptType(side)
     return get_prompt(dict(saved), mteb_metadata(task), kind) or ""
-
-
-def weights_digest(model: str) -> str:
-    """sha256 over a model folder's safetensors files; UserError when there are none."""
-    files = sorted(Path(model).rglob("*.safetensors"))
-    if not files:
-        raise UserError(
-            found=f"no .safetensors file in {model}",
-            expected="the folder of a sentence-transformers model",
-            do="check the path given as --model, or make one with: trainer export",
-        )
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _load_model(
-    path: str, *, max_length: int | None, dtype: str | None, batch_size: int
-) -> "TextEncoder":
-    if not (Path(path) / "modules.json").is_file():
-        raise UserError(
-            found=f"no modules.json in {path}",
-            expected="the folder of a sentence-transformers model",
-            do=f"make one with: trainer export {path} --output DIR",
-        )
-    if dtype not in (None, "float32", "bfloat16", "float16"):
-        raise UserError(
-            found=f"dtype {dtype!r}",
-            expected="float32, bfloat16 or float16",
-            do="mend --dtype",
-            exit_status=2,
-        )
-    try:
-        import mteb  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            found="the mteb library is not installed",
-            expected="mteb, which computes the scores",
-            do="pip install 'embedmix[evaluate]'",
-        ) from error
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(
-        path,
-        trust_remote_code=False,
-        local_files_only=True,
-        model_kwargs={"use_safetensors": True, **({"dtype": dtype} if dtype else {})},
-    )
-    if max_length is not None:
-        model.max_seq_length = max_length
-    return TextEncoder(model=model, batch_size=batch_size, threads=torch.get_num_threads())
-
-
-@dataclass(kw_only=True)
-class TextEncoder:
-    """What mteb asks vectors of: a sentence-transformers model that embeds each text once.
-
-    `mteb_model_meta` is None: the model has no entry in mteb's registry, nothing is cached.
-    """
-
-    model: Any
-    batch_size: int
-    threads: int
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    vectors: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
-    mteb_model_meta: None = None
-
-    @property
-    def dtype(self) -> str:
-        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
-
-    @property
-    def saved_prompts(self) -> dict[str, str]:
-        return {name: prompt for name, prompt in self.model.prompts.items() if prompt}
-
-    def for_task(self, prompts: Mapping[str, str]) -> "TextEncoder":
-        """The same model and vectors, with the prompts of one task."""
-        if len(self.vectors) > MAX_KEPT_VECTORS:
-            self.vectors.clear()
-        return replace(self, prompts=prompts)
-
-    def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> np.ndarray:
-        """Vectors [n, D] in fp32 of the texts of a data loader, for one side of the task."""
-        side = prompt_type.value if prompt_type else "text"
-        prompt = self.prompts[side]
-        texts = [text for batch in inputs for text in batch["text"]]
-        keys = [(side, prompt, text) for text in texts]
-        new = list(dict.fromkeys(key for key in keys if key not in self.vectors))
-        if new:
-            made = self._embed([text for _, _, text in new], side, prompt)
-            self.vectors.update(zip(new, made, strict=True))
-        return np.stack([self.vectors[key] for key in keys])
-
-    def _embed(self, texts: list[str], side: str, prompt: str) -> np.ndarray:
-        from threadpoolctl import threadpool_limits
-
-        # A tokenizer without special tokens makes nothing of an empty text, and a pass over nothing
-        # fails: such a text gets a zero vector, which is similar to none.
-        lost = not prompt and not self.model.tokenizer("")["input_ids"]
-        run = {"query": self.model.encode_query, "document": self.model.encode_document}
-        with threadpool_limits(limits=self.threads):
-            made = run.get(side, self.model.encode)(
-                ["-" if lost and not text else text for text in texts],
-                prompt=prompt,
-                batch_size=self.batch_size,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-            )
-        vectors = np.array(made, dtype=np.float32)
-        vectors[[lost and not text for text in texts]] = 0.0
-        return vectors
-
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        return self.model.similarity(embeddings1, embeddings2)
-
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        return self.model.similarity_pairwise(embeddings1, embeddings2)

@@ -3,8 +3,7 @@
 The folder holds the stock architecture with `is_causal: false` (read by transformers >= 5.2,
 sentence-transformers and vLLM) and `use_bidirectional_attention: true` (text-embeddings-inference),
 mean pooling over all tokens, instruction included, and normalisation. Older transformers load the
-same files as a causal model without a word, so the folder carries golden vectors: two texts and the
-start of their vectors, made by the encoder that was exported; `check_golden` compares them.
+same files as a causal model without a word: golden.py has the means to notice.
 
 A prompt is put in front of the text as it stands, so `prompt + text` must be the string that
 training tokenised. `datagen.schema.format_query` ends in `Query: ` with one blank; the prompts keep
@@ -18,25 +17,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from datagen.schema import UserError
+from trainer.golden import GOLDEN, check_golden, golden_vectors, save_golden
 
-GOLDEN = "golden.json"
-GOLDEN_TEXTS = (
-    ("query", "How many moons does Mars have?"),
-    (
-        "document",
-        "Mars\nTwo small moons, Phobos and Deimos, orbit the planet; 2 lunes, zwei Monde, 两颗。",
-    ),
-)
-GOLDEN_VALUES = 8
-# Largest difference of a value between machines; a causal model differs by ten times that.
-GOLDEN_TOLERANCE = {"float32": 1e-3}
-GOLDEN_TOLERANCE_LOW_PRECISION = 1e-2
 _LIBRARIES = ("torch", "transformers", "sentence-transformers")
 
 
@@ -78,9 +66,8 @@ def export_model(
             "similarity_fn_name": "cosine",
         }
         write_json(folder / "config_sentence_transformers.json", settings)
-        vectors = _embed(model, tokenizer, _golden_inputs(prompts), max_length=max_length)
-        dtype = str(model.dtype).removeprefix("torch.")
-        write_json(folder / GOLDEN, _golden_record(vectors, dtype=dtype))
+        vectors = golden_vectors(model, tokenizer, prompts, max_length=max_length)
+        save_golden(folder, vectors, dtype=model.dtype)
         (folder / "README.md").write_text(
             model_card(card or {}, max_length=max_length, causal=causal), encoding="utf-8"
         )
@@ -206,91 +193,6 @@ def _write_modules(folder: Path, *, width: int, max_length: int) -> None:
         (folder / path).mkdir()
     write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(folder / "2_Normalize" / "config.json", {})
-
-
-def _golden_inputs(prompts: Mapping[str, str]) -> list[str]:
-    return [prompts[name] + text for name, text in GOLDEN_TEXTS]
-
-
-def _embed(model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Any:
-    """Normalised vectors [B, D] of one padded batch, by the trainer's own encoder."""
-    import torch
-
-    from trainer.encoder import embed, tokenize
-
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        ids = tokenize(tokenizer, texts, max_length=max_length)
-        pooled = embed(model, ids, pad_id=tokenizer.pad_token_id)
-    model.train(was_training)
-    return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
-
-
-def _golden_record(vectors: Any, *, dtype: str) -> dict[str, Any]:
-    return {
-        "texts": [
-            {
-                "prompt_name": name,
-                "text": text,
-                "first_values": [round(float(x), 7) for x in vector[:GOLDEN_VALUES]],
-                "norm": round(float((vector.astype("float64") ** 2).sum() ** 0.5), 6),
-            }
-            for (name, text), vector in zip(GOLDEN_TEXTS, vectors, strict=True)
-        ],
-        "dtype": dtype,
-        "versions": {name: version(name) for name in _LIBRARIES},
-    }
-
-
-def _load(folder: str) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(folder, trust_remote_code=False, local_files_only=True)
-
-
-def _encode_golden(model: Any) -> Any:
-    """Vectors [2, D] of the golden texts by sentence-transformers, in one padded batch."""
-    texts = [model.prompts[name] + text for name, text in GOLDEN_TEXTS]
-    return model.encode(texts, prompt="", convert_to_numpy=True, show_progress_bar=False)
-
-
-def write_golden(folder: str) -> None:
-    """Golden vectors of a finished sentence-transformers folder, made by loading it."""
-    model = _load(folder)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    vectors = _encode_golden(model)
-    write_json(Path(folder) / GOLDEN, _golden_record(vectors.astype("float32"), dtype=dtype))
-
-
-def check_golden(folder: str) -> float:
-    """Load a folder and compare its golden vectors; returns the largest difference of a value.
-
-    Raises UserError when they differ: an old transformers, a broken kernel, or changed weights.
-    """
-    path = Path(folder) / GOLDEN
-    if not path.is_file():
-        raise UserError(
-            found=f"no {GOLDEN} in {folder}",
-            expected="a model that was exported or merged here",
-            do="export it again with: trainer export",
-        )
-    record = json.loads(path.read_text(encoding="utf-8"))
-    vectors = _encode_golden(_load(folder)).astype("float64")
-    difference = 0.0
-    for golden, vector in zip(record["texts"], vectors, strict=True):
-        values = [*golden["first_values"], golden["norm"]]
-        found = [*vector[: len(golden["first_values"])], float((vector**2).sum() ** 0.5)]
-        difference = max(difference, *(abs(a - b) for a, b in zip(values, found, strict=True)))
-    tolerance = GOLDEN_TOLERANCE.get(record["dtype"], GOLDEN_TOLERANCE_LOW_PRECISION)
-    if not difference <= tolerance:
-        made = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-        raise UserError(
-            found=f"{folder}: a golden vector differs by {difference:.2e}",
-            expected=f"at most {tolerance:.0e}, as made with {made}",
-            do="use transformers >= 5.2, or copy the folder again",
-        )
-    return difference
 
 
 def model_card(card: Mapping[str, Any], *, max_length: int, causal: bool) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from datagen.schema import UserError
-from trainer.export import GOLDEN, any_entry, edit_json, new_folder, write_golden, write_json
+from trainer.export import any_entry, edit_json, new_folder, write_json
+from trainer.golden import GOLDEN, write_golden
 
 log = logging.getLogger("embedmix")
 

@@ -48,7 +48,8 @@ _ATTRIBUTES: Mapping[str, Mapping[str, Any]] = {
 def score_task(task: EvaluationTask, encoder: Any, *, batch_size: int) -> dict[str, Any]:
     """All scores of mteb for one task (its `main_score` among them); JSON values, NaN as None.
 
-    `encoder` follows mteb's EncoderProtocol and minds its own threads. Deterministic: mteb seeds each task with 42.
+    `encoder` follows mteb's EncoderProtocol and minds its own threads. Deterministic: mteb seeds
+    each task with 42.
     """
     from threadpoolctl import threadpool_limits
 

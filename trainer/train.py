@@ -165,9 +165,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "versions": {"embedmix": __version__, **{name: version(name) for name in _LIBRARIES}},
     }
     shutil.copyfile(place / "metrics.jsonl", output / "metrics.jsonl")
-    done.write_text(json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1)
+    done.write_text(text + "\n")
     shutil.rmtree(place)
-    return record
+    return json.loads(text)
 
 
 def _refuse_other_content(output: Path) -> None:

@@ -43,7 +43,7 @@ def synthesize_files(
     Every model asks about its own documents: with M models, document i of a seeded order goes to
     model i modulo M, up to `per_model` each.
     """
-    llms = [from_model(model, cache=cache) for model in models]
+    llms = [from_model(model) for model in models]
     table, quarantine = read_rows(documents)
     rows, bad = _documents(table)
     languages = tuple(sorted({row["language"] for row in rows}))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datagen.synthesize.llm import Response
+from datagen.synthesize.engine import Response
 
 MINIMUM_CHARACTERS, MAXIMUM_CHARACTERS = 10, 300
 COPIED_WORDS = 8  # a run of this many words out of the document is a copy, not a query

@@ -27,7 +27,8 @@ from datagen.schema import (
 )
 from datagen.steps import Context, LedgerRow, Step, UnitResult
 from datagen.store import Folder, read_table
-from datagen.synthesize.llm import LLM, Engine, Request, Response
+from datagen.synthesize.engine import Engine, Request, Response
+from datagen.synthesize.llm import LLM
 from datagen.synthesize.parse import (
     label_in_text,
     labels_problem,
@@ -274,7 +275,7 @@ class _Writer:
 
     def __init__(self, llm: LLM, cache: str):
         self.llm = llm
-        self.engine = Engine(llm, cache)
+        self.engine = Engine(llm, cache=cache)
 
     def _answers(self, requests: Sequence[Request]) -> tuple[list[Response], dict[str, float]]:
         start = time.monotonic()
