@@ -1,8 +1,9 @@
 """Prompts as files: instructions, few-shot examples, and a hash that provenance refers to.
 
 A prompt file is YAML: `system`, `input` (a Jinja template), `examples` (the template's variables
-and the `output` wanted). One file serves instruction-tuned LLMs, as turns of a chat, and base
-models, as one running text.
+and the `output` wanted), `shots` (how many examples one prompt shows) and `match` (the variable that
+shown examples share with the request). One file serves instruction-tuned LLMs, as turns of a chat,
+and base models, as one running text.
 """
 
 import functools
@@ -25,38 +26,54 @@ class Prompt:
     """One prompt file, parsed."""
 
     name: str
-    digest: str
+    digest: str  # sha256 of the file
     system: str
     template: str
     examples: tuple[Mapping[str, Any], ...]
+    shots: int
+    match: str | None
 
     @property
     def id(self) -> str:
         """What provenance records: name and first digits of the file's sha256."""
         return f"{self.name}@{self.digest[:8]}"
 
-    def _input(self, values: Mapping[str, Any]) -> str:
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-        return environment.from_string(self.template).render(values)
+    def shown(self, values: Mapping[str, Any], turn: int) -> list[Mapping[str, Any]]:
+        """The examples for a request; `turn` rotates them, so that requests see different ones."""
+        fit = [e for e in self.examples if not self.match or e[self.match] == values[self.match]]
+        return [fit[(turn + i) % len(fit)] for i in range(min(self.shots, len(fit)))]
 
-    def messages(self, values: Mapping[str, Any]) -> list[Message]:
+    def messages(self, values: Mapping[str, Any], turn: int = 0) -> list[Message]:
         """The prompt as a chat, each example one exchange."""
         turns: list[Message] = [{"role": "system", "content": self.system}]
-        for example in self.examples:
+        for example in self.shown(values, turn):
             turns.append({"role": "user", "content": self._input(example)})
             turns.append({"role": "assistant", "content": _compact(example["output"])})
         return [*turns, {"role": "user", "content": self._input(values)}]
 
-    def text(self, values: Mapping[str, Any]) -> str:
+    def text(self, values: Mapping[str, Any], turn: int = 0) -> str:
         """The prompt as running text for a base model."""
         parts = [self.system]
-        for example in self.examples:
+        for example in self.shown(values, turn):
             parts.append(f"{self._input(example)}\nAnswer: {_compact(example['output'])}")
-        return RAW_SEPARATOR.join([*parts, f"{self._input(values)}\nAnswer: "])
+        return RAW_SEPARATOR.join([*parts, f"{self._input(values)}\nAnswer:"])
+
+    def words(self) -> str:
+        """Everything that the examples answer, for the rule against copies of them."""
+        return json.dumps([example["output"] for example in self.examples], ensure_ascii=False)
+
+    def _input(self, values: Mapping[str, Any]) -> str:
+        return _template(self.template).render(values)
+
+
+@functools.cache
+def _template(text: str) -> jinja2.Template:
+    return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
 
 
 def _compact(output: Mapping[str, Any]) -> str:
-    return json.dumps(output, ensure_ascii=False)
+    # Without blanks, as the schema makes the LLM write it.
+    return json.dumps(output, ensure_ascii=False, separators=(",", ":"))
 
 
 @functools.cache
@@ -70,4 +87,6 @@ def load_prompt(name: str) -> Prompt:
         system=parsed["system"],
         template=parsed["input"],
         examples=tuple(parsed["examples"]),
+        shots=parsed["shots"],
+        match=parsed.get("match"),
     )
