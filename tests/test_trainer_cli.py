@@ -64,6 +64,16 @@ def test_a_users_mistake_is_three_lines_and_no_traceback(
     assert [line.split(":")[0] for line in lines] == ["found", "expected", "do"]
 
 
+def test_an_output_that_cannot_be_written(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(["merge", *models, "--output", str(tmp_path / "file" / "merged")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["found", "expected", "do"]
+    assert "Not a directory" in lines[0]
+
+
 def test_merge_evaluate_and_compare(
     models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

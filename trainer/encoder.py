@@ -7,7 +7,7 @@ attention kernels ignore it in padded batches only; `self_check` finds both befo
 An embedding is the mean of the last hidden states over all real tokens, instruction included, as in
 llama-embed-nemotron-8b (arXiv 2511.07025). Texts are padded on the right, to their own pass only.
 
-Shape suffixes: B texts, T tokens, D embedding width.
+Shape suffixes: B texts, T tokens, S tokens of all passes in a row, D embedding width.
 """
 
 import contextlib
@@ -127,15 +127,19 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[l
     return [row or [tokenizer.pad_token_id] for row in rows]
 
 
+def pad(ids: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [B, T] of texts padded on the right to the longest."""
+    width = max(len(row) for row in ids)
+    tokens_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in ids])
+    lengths_B1 = torch.tensor([[len(row)] for row in ids])
+    return tokens_BT, (torch.arange(width) < lengths_B1).long()
+
+
 def hidden_states(
     model: PreTrainedModel, ids: Sequence[Sequence[int]], *, pad_id: int
 ) -> tuple[Tensor, Tensor]:
     """Last hidden states [B, T, D] and mask [B, T] of one padded pass."""
-    width = max(len(row) for row in ids)
-    tokens_BT = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in ids])
-    lengths_B1 = torch.tensor([[len(row)] for row in ids])
-    mask_BT = (torch.arange(width) < lengths_B1).long()
-    tokens_BT, mask_BT = tokens_BT.to(model.device), mask_BT.to(model.device)
+    tokens_BT, mask_BT = (part.to(model.device) for part in pad(ids, pad_id=pad_id))
     return model(input_ids=tokens_BT, attention_mask=mask_BT).last_hidden_state, mask_BT
 
 
@@ -145,16 +149,34 @@ def embed(model: PreTrainedModel, ids: Sequence[Sequence[int]], *, pad_id: int) 
 
 
 def embed_sorted(
-    model: PreTrainedModel, ids: Sequence[Sequence[int]], *, pad_id: int, pass_tokens: int
+    model: PreTrainedModel,
+    ids: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    pass_tokens: int,
+    residuals: torch.dtype | None = None,
 ) -> Tensor:
     """Embeddings [B, D] of texts sorted by length, in passes of at most `pass_tokens` tokens.
 
+    Under autocast, `residuals` sets the dtype of the residual stream, which is fp32 otherwise.
     The caller sorts, and keeps that order: putting rows back with an index would make the backward
-    pass add with atomics, in an order that differs from run to run.
+    pass add with atomics, in an order that differs from run to run. The token table is read once
+    for all passes, since each backward of a lookup writes a gradient as large as the table.
     """
-    lengths = [len(row) for row in ids]
-    passes = [embed(model, ids[a:b], pad_id=pad_id) for a, b in cut_passes(lengths, pass_tokens)]
-    return torch.cat(passes)
+    runs = cut_passes([len(row) for row in ids], pass_tokens)
+    padded = [pad(ids[begin:end], pad_id=pad_id) for begin, end in runs]
+    flat_S = torch.cat([tokens_BT.flatten() for tokens_BT, _ in padded])
+    table = model.get_input_embeddings()
+    states_SD = table(flat_S.to(model.device)).to(residuals or table.weight.dtype)
+    embeddings = []
+    for part_SD, (_, mask) in zip(
+        states_SD.split([mask.numel() for _, mask in padded]), padded, strict=True
+    ):
+        mask_BT = mask.to(model.device)
+        inputs_BTD = part_SD.view(*mask_BT.shape, -1)
+        hidden_BTD = model(inputs_embeds=inputs_BTD, attention_mask=mask_BT).last_hidden_state
+        embeddings.append(mean_pool(hidden_BTD, mask_BT))
+    return torch.cat(embeddings)
 
 
 def cut_passes(lengths: Sequence[int], pass_tokens: int) -> Iterator[tuple[int, int]]:

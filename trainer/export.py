@@ -139,6 +139,8 @@ def new_folder(output: str) -> Iterator[Path]:
             os.replace(target, replaced)
         os.replace(temporary, target)
     finally:
+        if replaced.exists() and not target.exists():
+            os.replace(replaced, target)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 

@@ -10,7 +10,6 @@ Nothing here depends on time or order of arrival. Rows are gathered with `F.embe
 indexing: the backward of an index adds with atomics on several threads.
 """
 
-import contextlib
 import json
 import logging
 import math
@@ -48,31 +47,16 @@ def run_stages(
     """
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     data = [StageData(config.mix, s.name, negatives=s.negatives) for s in config.stages]
-    model, tokenizer = load_encoder(config.base)
-    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # On CPU the backward pass of sdpa is slow for short texts: a step takes a third longer.
+    attention = "sdpa" if device == "cuda" else "eager"
+    model, tokenizer = load_encoder(config.base, attn_implementation=attention)
+    torch.nn.Module.to(model, device)
     self_check(model, tokenizer)
     run = _Run(config, model, tokenizer, identity=identity, place=place)
-    with _bf16_residuals(model, config.dtype == "bfloat16"):
-        for number in range(len(run.finished), len(config.stages)):
-            run.stage(number, data[number])
+    for number in range(len(run.finished), len(config.stages)):
+        run.stage(number, data[number])
     return model, tokenizer, run.finished
-
-
-@contextlib.contextmanager
-def _bf16_residuals(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Embeddings leave their table in bf16, which autocast does not do by itself.
-
-    The residual stream and all that is added to it follow: 1.2 times the speed on CPU.
-    """
-    if not wanted:
-        yield
-        return
-    table = model.get_input_embeddings()
-    hook = table.register_forward_hook(lambda _module, _inputs, states: states.to(torch.bfloat16))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
@@ -213,7 +197,12 @@ class _Run:
         mixed = self.config.dtype == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             embeddings_UD = embed_sorted(
-                self.model, texts, pad_id=self.tokenizer.pad_token_id, pass_tokens=PASS_TOKENS
+                self.model,
+                texts,
+                pad_id=self.tokenizer.pad_token_id,
+                pass_tokens=PASS_TOKENS,
+                # Autocast leaves residuals in fp32; in bf16 a step takes a sixth less time.
+                residuals=torch.bfloat16 if mixed else None,
             )
         rows_BSD = F.embedding(index.to(device), embeddings_UD)
         loss_B, accuracy_B = hard_negative_infonce(

@@ -1,7 +1,7 @@
 """The prompts an exported model carries, in the words it was trained with.
 
 Names as mteb and sentence-transformers look them up: `<Type>-query` where only queries carry the
-instruction, the bare type where both sides do. Texts end in a newline and `Query:` with one blank, as
+instruction, the bare type where both sides do. Texts end in `Query:` and one blank, as
 `datagen.schema.format_query` writes them.
 """
 

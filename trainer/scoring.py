@@ -9,6 +9,7 @@ its result cache would give one checkpoint the scores of another.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,7 +55,10 @@ def score_task(task: EvaluationTask, encoder: Any, *, batch_size: int) -> dict[s
     from threadpoolctl import threadpool_limits
 
     mteb_task = _mteb_task(task)
-    with threadpool_limits(limits=1 if task.type in _MANY_SMALL_FITS else None):
+    threads = 1 if task.type in _MANY_SMALL_FITS else None
+    with threadpool_limits(limits=threads), warnings.catch_warnings():
+        # Of mteb's own code, once per bitext task.
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
         scores = mteb_task.evaluate(
             encoder,
             SPLIT,

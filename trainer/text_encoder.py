@@ -95,8 +95,6 @@ class TextEncoder:
 
     def for_task(self, prompts: Mapping[str, str]) -> "TextEncoder":
         """The same model and vectors, with the prompts of one task."""
-        if len(self.vectors) > MAX_KEPT_VECTORS:
-            self.vectors.clear()
         return replace(self, prompts=prompts)
 
     def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> np.ndarray:
@@ -105,11 +103,14 @@ class TextEncoder:
         prompt = self.prompts[side]
         texts = [text for batch in inputs for text in batch["text"]]
         keys = [(side, prompt, text) for text in texts]
-        new = list(dict.fromkeys(key for key in keys if key not in self.vectors))
+        found = {key: self.vectors[key] for key in keys if key in self.vectors}
+        new = list(dict.fromkeys(key for key in keys if key not in found))
         if new:
             made = self._embed([text for _, _, text in new], side, prompt)
-            self.vectors.update(zip(new, made, strict=True))
-        return np.stack([self.vectors[key] for key in keys])
+            found |= zip(new, made, strict=True)
+            if len(self.vectors) + len(new) <= MAX_KEPT_VECTORS:
+                self.vectors |= {key: found[key] for key in new}
+        return np.stack([found[key] for key in keys])
 
     def _embed(self, texts: list[str], side: str, prompt: str) -> np.ndarray:
         from threadpoolctl import threadpool_limits

@@ -2,6 +2,7 @@
 
 from datagen.synthesize.files import synthesize_files
 from datagen.synthesize.llm import LLM
-from datagen.synthesize.step import synthesize, write_tasks
+from datagen.synthesize.step import synthesize
+from datagen.synthesize.tasks import write_tasks
 
 __all__ = ["LLM", "synthesize", "synthesize_files", "write_tasks"]

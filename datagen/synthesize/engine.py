@@ -27,6 +27,7 @@ class Request:
     prompt: Prompt
     values: Mapping[str, Any]
     schema: Mapping[str, Any]
+    turn: int = 0  # which of the prompt's examples it sees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +59,13 @@ class Engine:
         self.vllm = vllm.LLM(
             model=resolve_model(llm.model, cache)[0],
             seed=llm.seed,  # of the engine: a seed per request fails on CPU
-            dtype=llm.dtype,
             max_model_len=llm.max_model_len,
             max_num_seqs=llm.max_num_seqs,
             tensor_parallel_size=llm.tensor_parallel_size,
             structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
-            **{**options, **dict(llm.engine)},
+            **{"dtype": llm.dtype, **options, **dict(llm.engine)},
         )
-        self.tokenizer = self.vllm.get_tokenizer()
+        self.tokenizer: Any = self.vllm.get_tokenizer()
         self._number = 0
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
@@ -96,6 +96,7 @@ class Engine:
             temperature=self.llm.temperature,
             top_p=self.llm.top_p,
             top_k=self.llm.top_k,
+            presence_penalty=self.llm.presence_penalty,
             max_tokens=self.llm.max_tokens,
             structured_outputs=StructuredOutputsParams(
                 json=dict(schema), disable_any_whitespace=True
@@ -110,12 +111,13 @@ class Engine:
     def _prompt_ids(self, request: Request) -> list[int]:
         if self.llm.chat:
             return self.tokenizer.apply_chat_template(
-                request.prompt.messages(request.values),
+                request.prompt.messages(request.values, request.turn),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=False,
             )
-        ids = self.tokenizer.encode(request.prompt.text(request.values), add_special_tokens=False)
+        text = request.prompt.text(request.values, request.turn)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
         first = self.tokenizer.bos_token_id  # a tokenizer out of a GGUF file adds none itself
         return ids if first is None else [first, *ids]
 

@@ -27,6 +27,14 @@ from datagen.synthesize.llm import from_model
 from datagen.synthesize.step import synthesize
 
 PER_MODEL = 100
+MINIMUM_CHARACTERS = 20
+_COLUMNS = (
+    "query", "title", "text", "instruction", "task", "source", "origin", "licence",
+    "query_language", "query_script", "document_language", "document_script",
+)  # fmt: skip
+_PROVENANCE = (
+    "llm", "llm_licence", "prompt", "seed_document", "sampling", "seed",
+)  # fmt: skip
 
 
 def synthesize_files(
@@ -40,62 +48,96 @@ def synthesize_files(
 ) -> dict[str, Any]:
     """Write rows.parquet, rejected.parquet and models.json; returns the table per LLM.
 
-    Every model asks about its own documents: with M models, document i of a seeded order goes to
-    model i modulo M, up to `per_model` each.
+    Every model asks about up to `per_model` documents, drawn for each model on its own. In
+    rows.parquet `request` names the request, `document_row` is the document's position in the
+    input, and further columns of the input follow (as `input_<name>` where the name is taken).
     """
     llms = [from_model(model) for model in models]
-    table, quarantine = read_rows(documents)
-    rows, bad = _documents(table)
+    table, bad_lines = read_rows(documents)
+    rows, extra, rejected = _documents(table)
+    if not rows:
+        raise UserError(
+            found="no usable document in " + ", ".join(documents),
+            expected=f"rows with a text of {MINIMUM_CHARACTERS} characters or more",
+            do="see --help for what the command reads",
+        )
     languages = tuple(sorted({row["language"] for row in rows}))
-    llms = [replace(llm, languages=languages) for llm in llms]
     listed = _documents_step(pa.Table.from_pylist(rows, schema=DOCUMENT))
     asked = synthesize(
-        listed, tasks=None, llms=llms, cache=cache, retrieval_per_llm=per_model, seed=0
+        listed,
+        tasks=None,
+        llms=[replace(llm, languages=languages) for llm in llms],
+        cache=cache,
+        retrieval_per_llm=per_model,
+        minimum_document_characters=MINIMUM_CHARACTERS,
     )
-    manifest = run_steps([listed, asked], f"{output.rstrip('/')}/work", executor=executor)[
-        asked.name
-    ]
+    work = f"{output.rstrip('/')}/work"
+    manifest = run_steps([listed, asked], work, executor=executor)[asked.name]
+    done = Folder(work).folder(asked.place)
+    pairs = read_table(done, "pairs").to_pylist() if manifest.table("pairs") else []
+    gone = pa.Table.from_pylist([*bad_lines, *rejected], schema=QUARANTINE)
+    if manifest.table("rejected"):
+        gone = pa.concat_tables([read_table(done, "rejected"), gone])
     folder = Folder(output)
-    done = folder.folder(f"work/{asked.place}")
-    pairs = read_table(done, "pairs") if manifest.table("pairs") else None
-    rejected = read_table(done, "rejected") if manifest.table("rejected") else None
-    extra = pa.Table.from_pylist(quarantine + bad, schema=QUARANTINE)
-    gone = pa.concat_tables([rejected, extra]) if rejected is not None else extra
-    write_parquet(folder, "rows.parquet", _flat(pairs))
+    write_parquet(folder, "rows.parquet", _flat(pairs, table, extra))
     write_parquet(folder, "rejected.parquet", gone)
     folder.write_json("models.json", manifest.stats["llms"])
     return {"documents": len(rows), "models": manifest.stats["llms"], "output": output}
 
 
-def _documents(table: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """DOCUMENT rows out of the table's columns text, title and language; bad rows apart."""
+def _documents(
+    table: pa.Table,
+) -> tuple[list[dict[str, Any]], dict[str, int], list[dict[str, Any]]]:
+    """DOCUMENT rows out of text, title and language; their positions; what cannot be asked about."""
     if "text" not in table.column_names:
         raise UserError(
             found="columns " + ", ".join(table.column_names),
             expected="a column 'text' (and title, language where known)",
             do="rename the column that holds the documents",
+            exit_status=2,
         )
+    columns = [name for name in ("text", "title", "language") if name in table.column_names]
     found: dict[str, dict[str, Any]] = {}
-    bad = []
-    for row in table.to_pylist():
-        problem = pair_problem({"query": "-", "text": row["text"], "task": "retrieval"})
-        if problem:
-            bad.append(rejected_row(row, reason=problem[0], error=problem[1]))
+    places: dict[str, int] = {}
+    rejected = []
+    for position, row in enumerate(table.select(columns).to_pylist()):
+        reason, error = _document_problem(row)
+        if not reason:
+            document = _document(row)
+            reason = "duplicate_document" if document["doc_id"] in found else ""
+        if reason:
+            record = {**row, "source": "documents", "provenance": {"row": str(position)}}
+            rejected.append(rejected_row(record, reason=reason, error=error))
             continue
-        language, script = split_language(row.get("language"))
-        key = document_id(row.get("title"), row["text"])
-        found[key] = {
-            "doc_id": key,
-            "source": "documents",
-            "origin": "public",
-            "task": "retrieval",
-            "title": row.get("title"),
-            "text": row["text"],
-            "language": language or "eng",
-            "script": script,
-            "cluster": key,
-        }
-    return [found[key] for key in sorted(found)], bad
+        found[document["doc_id"]] = document
+        places[document["doc_id"]] = position
+    return [found[key] for key in sorted(found)], places, rejected
+
+
+def _document_problem(row: Mapping[str, Any]) -> tuple[str, str]:
+    problem = pair_problem({"query": "-", "text": row["text"], "task": "retrieval"})
+    if problem:
+        return problem
+    for name in ("title", "language"):
+        if not isinstance(row.get(name), str | None):
+            return f"{name}_not_text", f"{name} is {type(row[name]).__name__}"
+    return ("document_too_short", "") if len(row["text"]) < MINIMUM_CHARACTERS else ("", "")
+
+
+def _document(row: Mapping[str, Any]) -> dict[str, Any]:
+    language, script = split_language(row.get("language"))
+    key = document_id(row.get("title"), row["text"])
+    return {
+        "doc_id": key,
+        "source": "documents",
+        "origin": "public",
+        "task": "retrieval",
+        "title": row.get("title"),
+        "text": row["text"],
+        "language": language or "eng",
+        "script": script,
+        "cluster": key,
+    }
 
 
 def _documents_step(rows: pa.Table) -> Step:
@@ -111,14 +153,20 @@ def _documents_step(rows: pa.Table) -> Step:
     return Step(name="documents", version=1, config={"sha256": digest}, inputs={}, work=work)
 
 
-def _flat(pairs: pa.Table | None) -> pa.Table:
-    """The pairs with their provenance as columns."""
-    columns = ["query", "title", "text", "instruction", "task", "source", "licence"]
-    columns += ["document_language", "document_script"]
-    rows: list[Mapping[str, Any]] = pairs.to_pylist() if pairs is not None else []
-    flat = [{name: row[name] for name in columns} | row["provenance"] for row in rows]
-    kinds = {"seed": pa.int64()}
-    names = [*columns, "row", "llm", "llm_licence", "prompt", "seed_document", "sampling", "seed"]
-    return pa.Table.from_pylist(
-        flat, schema=pa.schema([pa.field(name, kinds.get(name, pa.string())) for name in names])
-    )
+def _flat(
+    pairs: Sequence[Mapping[str, Any]], table: pa.Table, places: Mapping[str, int]
+) -> pa.Table:
+    """The pairs with their provenance as columns, and the input's own columns beside them."""
+    rows = [places[pair["provenance"]["seed_document"]] for pair in pairs]
+    made: dict[str, pa.Array] = {
+        name: pa.array([pair[name] for pair in pairs], pa.string()) for name in _COLUMNS
+    }
+    made["request"] = pa.array([pair["provenance"]["row"] for pair in pairs], pa.string())
+    for name in _PROVENANCE:
+        values = [pair["provenance"][name] for pair in pairs]
+        made[name] = pa.array(values, pa.int64() if name == "seed" else pa.string())
+    made["document_row"] = pa.array(rows, pa.int64())
+    given = table.drop_columns([n for n in ("text", "title") if n in table.column_names])
+    for name, column in zip(given.column_names, given.take(rows).columns, strict=True):
+        made[f"input_{name}" if name in made else name] = column
+    return pa.table(made)

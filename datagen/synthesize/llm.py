@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from datagen.packaged import PACKAGED, check_model
@@ -26,9 +27,11 @@ class LLM:
     chat: bool = True  # False: a base model, prompted with running text
     languages: tuple[str, ...] = ("eng",)  # ISO 639-3, that it writes
     share: float = 1.0  # of the requests; 2.0 gives it twice as many as its peers
-    temperature: float = 0.7
+    # For LLMs below a billion parameters, which wander off at 0.7; large ones vary more there.
+    temperature: float = 0.4
     top_p: float = 1.0  # below 1 every step sorts the vocabulary: slow on a CPU
     top_k: int = 20
+    presence_penalty: float = 1.0  # of tokens that the answer has already: labels differ
     max_tokens: int = 56
     seed: int = 0
     max_model_len: int = 1024  # tokens, prompt and answer
@@ -63,7 +66,7 @@ class LLM:
 
     def sampling(self) -> str:
         """What provenance records of the sampling, as JSON."""
-        keys = ("temperature", "top_p", "top_k", "max_tokens", "seed")
+        keys = ("temperature", "top_p", "top_k", "presence_penalty", "max_tokens", "seed")
         return json.dumps({key: getattr(self, key) for key in keys})
 
     def config(self) -> dict[str, Any]:
@@ -87,7 +90,7 @@ class LLM:
 
 
 def refuse_bad_pool(llms: tuple[LLM, ...]) -> None:
-    """Raise UserError before anything loads: no LLM, two of one name, or a model that is not there."""
+    """Raise UserError before anything loads: no LLM, two of one name, or a model that is not."""
     if not llms or len({llm.slug for llm in llms}) != len(llms):
         raise UserError(
             found="LLMs " + (", ".join(llm.name for llm in llms) or "none"),
@@ -103,10 +106,10 @@ def from_model(model: str) -> LLM:
     """An LLM with defaults for a model given on the command line."""
     licence = check_model(model)
     known = PACKAGED.get(model)
-    if known is not None and known.kind != "llm":
+    if known is not None and known.kind == "encoder":
         raise UserError(
             found=f"{model} is an {known.kind}",
-            expected="an LLM: " + ", ".join(n for n, m in PACKAGED.items() if m.kind == "llm"),
+            expected="an LLM: " + ", ".join(n for n, m in PACKAGED.items() if m.kind != "encoder"),
             do="name an LLM with --models",
             exit_status=2,
         )
@@ -121,9 +124,7 @@ def from_model(model: str) -> LLM:
 def has_chat_template(model: str) -> bool:
     """Whether a model is prompted as a chat; a Hub id is taken for an instruction-tuned one."""
     if model in PACKAGED:
-        return PACKAGED[model].chat
-    from pathlib import Path
-
+        return PACKAGED[model].kind == "chat"
     folder = Path(model)
     if not folder.is_dir() or (folder / "chat_template.jinja").is_file():
         return True

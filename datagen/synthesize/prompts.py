@@ -1,9 +1,9 @@
 """Prompts as files: instructions, few-shot examples, and a hash that provenance refers to.
 
 A prompt file is YAML: `system`, `input` (a Jinja template), `examples` (the template's variables
-and the `output` wanted), `shots` (how many examples one prompt shows) and `match` (the variable that
-shown examples share with the request). One file serves instruction-tuned LLMs, as turns of a chat,
-and base models, as one running text.
+and the `output` wanted), `shots` (how many examples one prompt shows) and `match` (the variable
+that shown examples share with the request). One file serves instruction-tuned LLMs, as turns of a
+chat, and base models, as one running text.
 """
 
 import functools
@@ -17,6 +17,17 @@ from typing import Any
 import jinja2
 import yaml
 
+# What prompts call a language; another is called by its code.
+LANGUAGES = {
+    "eng": "English", "deu": "German", "fra": "French", "spa": "Spanish", "por": "Portuguese",
+    "ita": "Italian", "nld": "Dutch", "pol": "Polish", "ces": "Czech", "slk": "Slovak",
+    "hun": "Hungarian", "ron": "Romanian", "bul": "Bulgarian", "ell": "Greek", "rus": "Russian",
+    "ukr": "Ukrainian", "tur": "Turkish", "ara": "Arabic", "heb": "Hebrew", "pes": "Persian",
+    "hin": "Hindi", "ben": "Bengali", "mar": "Marathi", "tam": "Tamil", "tel": "Telugu",
+    "urd": "Urdu", "zho": "Chinese", "jpn": "Japanese", "kor": "Korean", "vie": "Vietnamese",
+    "tha": "Thai", "ind": "Indonesian", "msa": "Malay", "swe": "Swedish", "dan": "Danish",
+    "nob": "Norwegian", "fin": "Finnish", "est": "Estonian", "cat": "Catalan", "swa": "Swahili",
+}  # fmt: skip
 Message = dict[str, str]
 RAW_SEPARATOR = "\n\n###\n\n"
 
@@ -55,11 +66,11 @@ class Prompt:
         """The prompt as running text for a base model."""
         parts = [self.system]
         for example in self.shown(values, turn):
-            parts.append(f"{self._input(example)}\nAnswer: {_compact(example['output'])}")
-        return RAW_SEPARATOR.join([*parts, f"{self._input(values)}\nAnswer:"])
+            parts.append(f"{self._input(example)}\nAnswer:\n{_compact(example['output'])}")
+        return RAW_SEPARATOR.join([*parts, f"{self._input(values)}\nAnswer:\n"])
 
-    def words(self) -> str:
-        """Everything that the examples answer, for the rule against copies of them."""
+    def answers(self) -> str:
+        """All answers of the examples in one text, for the rule against copies of them."""
         return json.dumps([example["output"] for example in self.examples], ensure_ascii=False)
 
     def _input(self, values: Mapping[str, Any]) -> str:
