@@ -323,7 +323,7 @@ def _run_ray(
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start Ray here.
 
-    Ray left to itself would look for a cluster on this machine and, where one has died, wait for it.
+    Ray left to itself looks for a cluster on this machine and waits for one that has died.
     """
     import ray
     import ray.data

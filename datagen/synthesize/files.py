@@ -88,7 +88,7 @@ def synthesize_files(
 def _documents(
     table: pa.Table,
 ) -> tuple[list[dict[str, Any]], dict[str, int], list[dict[str, Any]]]:
-    """DOCUMENT rows out of text, title and language; their positions; what cannot be asked about."""
+    """DOCUMENT rows of text, title and language; their positions; what cannot be asked about."""
     if "text" not in table.column_names:
         raise UserError(
             found="columns " + ", ".join(table.column_names),
