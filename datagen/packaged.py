@@ -85,7 +85,7 @@ def check_model(name: str) -> str | None:
 
     Loads and unpacks nothing, so it can run before anything expensive.
     """
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():  # Path("") would be this folder
         mark = Path(name) / MARK
         return json.loads(mark.read_text())["licence"] if mark.is_file() else None
     if name in PACKAGED:
