@@ -334,6 +334,7 @@ def start_ray() -> None:
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False  # Progress prints what happened, in the words of the step.
     data.max_errored_blocks = 0
+    data.issue_detectors_config.detectors = []  # they print a page about memory every 30 s
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
