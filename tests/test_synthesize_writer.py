@@ -1,175 +1,204 @@
-"""From the answers of a unit to rows, rejected rows and a ledger that counts both."""
+"""Answers to rows: provenance, rejected rows and a ledger that balances; no LLM needed."""
 
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from datagen.packaged import PACKAGED
-from datagen.schema import DOCUMENT, PAIR, QUARANTINE, UserError, document_id
-from datagen.steps import check_ledger
+from datagen.schema import DOCUMENT, PAIR, UserError, document_id
+from datagen.steps import Step, UnitResult, check_ledger
 from datagen.store import Folder, write_shard
-from datagen.synthesize import LLM, synthesize, write_tasks
-from datagen.synthesize.engine import Request, Response
+from datagen.synthesize import LLM, synthesize, synthesize_files, write_tasks
+from datagen.synthesize.engine import Response
 from datagen.synthesize.kinds import RetrievalKind, SampleKind
-from datagen.synthesize.writer import read_answers, units_of
+from datagen.synthesize.prompts import load_prompt
+from datagen.synthesize.tasks import TASK, TaskKind
+from datagen.synthesize.writer import Kind, read_answers, units_of
 
-ONE = LLM(name="One", model="smollm2-135m-instruct", licence="Apache-2.0", temperature=0.7, seed=7)
-TEXT = "The keeper of the lighthouse writes the weather into a book.\n\n  Every evening, at six."
+WRITER = LLM(name="Small LLM", model="smollm2-135m-instruct", licence="Apache-2.0", seed=5)
+NILE = "The Nile rises in the highlands of East Africa and ends in a wide delta in Egypt."
+CODE = "def lock(self):\n    self._file = open(self._path)\n    fcntl.lockf(self._file, LOCK_EX)"
+
+
+def answered(kind: Kind, requests: list[dict], *answers: str) -> UnitResult:
+    asked = [kind.request(drawn) for drawn in requests]
+    given = [Response(text=text, finished=True) for text in answers]
+    rows = list(zip(requests, asked, given, strict=True))
+    return read_answers(kind, f"{WRITER.name}/{kind.name}", rows, {})
 
 
 @pytest.fixture
-def unit(tmp_path: Path) -> dict:
-    key = document_id("Lamp", TEXT)
-    row = {"doc_id": key, "cluster": key, "title": "Lamp", "text": TEXT, "source": "keeper"}
-    row |= {"origin": "public", "task": "retrieval", "language": "eng", "script": "Latn"}
-    folder = Folder(str(tmp_path))
+def retrieval(tmp_path) -> tuple[RetrievalKind, list[dict]]:
+    """Three requests for a text and one for code."""
+    base = {"source": "s", "origin": "public", "task": "retrieval", "cluster": ""}
+    rows = [
+        {**base, "title": "Rivers", "text": NILE, "language": "eng", "script": "Latn"},
+        {**base, "title": None, "text": CODE, "language": "python", "script": "Zyyy"},
+    ]
+    for row in rows:
+        row["doc_id"] = document_id(row["title"], row["text"])
     shard = write_shard(
-        folder, "documents", 0, pa.Table.from_pylist([row], schema=DOCUMENT), DOCUMENT
+        Folder(str(tmp_path)), "documents", 0, pa.Table.from_pylist(rows, schema=DOCUMENT), DOCUMENT
     )
-    knobs = {"type": "question", "words": "6 to 10 words", "difficulty": "for a student"}
-    place = {"shard": shard.name, "row": 0, "language": "eng"}
-    requests = [{"request": f"one/retrieval/{i}", "turn": i, **place, **knobs} for i in range(4)]
-    return {"folder": folder.uri, "grounded": True, "requests": requests}
+    knobs = {"words": "4 to 7 words", "difficulty": "for a student", "language": "eng"}
+    requests = [
+        {"request": f"small-llm/retrieval/{i}", "turn": i, "shard": shard.name, "row": row, **knobs}
+        | {"type": kind}
+        for i, (row, kind) in enumerate(
+            [(0, "question"), (0, "keywords"), (0, "statement"), (1, "question")]
+        )
+    ]
+    unit = {"folder": str(tmp_path), "grounded": True, "requests": requests}
+    return RetrievalKind(WRITER, unit), requests
 
 
-def answers_of(unit: dict, kind: RetrievalKind | SampleKind, *texts: str) -> list:
-    asked: list[tuple[dict, Request, Response]] = []
-    for drawn, text in zip(unit["requests"], texts, strict=True):
-        asked.append((drawn, kind.request(drawn), Response(text=text, finished=True)))
-    return asked
-
-
-def test_a_good_query_makes_a_pair_with_its_document_as_it_stands(unit: dict) -> None:
-    kind = RetrievalKind(ONE, unit)
-    unit["requests"] = unit["requests"][:1]
-    query = '{"query": "Who  writes down the weather?"}'
-    result = read_answers(kind, "One/retrieval", answers_of(unit, kind, query), {})
-    pair = result.tables["pairs"].to_pylist()[0]
-    assert (pair["query"], pair["title"], pair["text"]) == (
-        "Who writes down the weather?",
-        "Lamp",
-        TEXT,
+def test_a_query_keeps_its_document_and_says_who_wrote_it(retrieval) -> None:
+    kind, requests = retrieval
+    result = answered(
+        kind,
+        requests,
+        '{"query":"Where does the  Nile end?"}',
+        '{"query":"dance of the bees"}',
+        '{"query":"where does the Nile end?"}',
+        '{"query":"How do I lock a file?"}',
     )
-    assert (pair["source"], pair["task"], pair["origin"]) == (
-        "synthetic_retrieval",
+    text, code = result.tables["pairs"].to_pylist()
+    assert result.tables["pairs"].schema == PAIR
+    assert (text["query"], text["title"], text["text"]) == (
+        "Where does the Nile end?",
+        "Rivers",
+        NILE,
+    )
+    assert text["instruction"] == "Given a question, retrieve passages that answer the question."
+    assert (text["task"], text["origin"], text["source"]) == (
         "retrieval",
         "synthetic",
+        "synthetic_retrieval",
     )
-    assert (pair["document_language"], pair["document_script"]) == ("eng", "Latn")
-    assert pair["licence"] == "Apache-2.0"
-    made = pair["provenance"]
-    assert (made["row"], made["llm"], made["llm_licence"]) == (
-        "one/retrieval/0",
-        "One",
-        "Apache-2.0",
-    )
-    assert made["prompt"].startswith("doc2query@") and len(made["prompt"]) == len("doc2query@") + 8
-    assert made["seed_document"] == document_id("Lamp", TEXT)
-    assert (json.loads(made["sampling"])["temperature"], made["seed"]) == (0.7, 7)
+    assert text["provenance"] == {
+        "row": "small-llm/retrieval/0",
+        "llm": "Small LLM",
+        "llm_licence": "Apache-2.0",
+        "prompt": load_prompt("doc2query").id,
+        "seed_document": document_id("Rivers", NILE),
+        "sampling": WRITER.sampling(),
+        "seed": 5,
+    }
+    assert json.loads(text["provenance"]["sampling"])["temperature"] == WRITER.temperature
+    assert code["provenance"]["prompt"] == load_prompt("code2query").id
+    assert code["instruction"] == "Given a description, retrieve the code that does it."
+    assert (code["query_language"], code["document_language"]) == ("eng", "python")
 
 
-def test_a_bad_answer_costs_its_own_row_and_is_counted(unit: dict) -> None:
-    kind = RetrievalKind(ONE, unit)
-    texts = (
-        '{"query": "Who writes down the weather?"}',
-        "Who writes?",
-        '{"query": "who writes down the WEATHER?"}',
-        '{"query": "Which bird sings at night?"}',
+def test_rejected_answers_stay_with_their_reason_and_the_ledger_balances(retrieval) -> None:
+    kind, requests = retrieval
+    result = answered(
+        kind,
+        requests,
+        '{"query":"Where does the  Nile end?"}',
+        '{"query":"dance of the bees"}',
+        '{"query":"where does the Nile end?"}',
+        '{"query":"Where does',
     )
-    result = read_answers(kind, "One/retrieval", answers_of(unit, kind, *texts), {})
-    row = result.ledger[0]
-    assert (row.unit, row.rows_in, row.kept) == ("requests", 4, 1)
-    assert row.dropped == {"duplicate": 1, "invalid_json": 1, "unrelated": 1}
-    check_ledger("synthesize", result.ledger)
-    assert result.tables["pairs"].schema == PAIR
-    assert result.tables["rejected"].schema == QUARANTINE
     rejected = result.tables["rejected"].to_pylist()
-    assert [(r["row"], r["reason"]) for r in rejected] == [
-        ("one/retrieval/1", "invalid_json"),
-        ("one/retrieval/2", "duplicate"),
-        ("one/retrieval/3", "unrelated"),
+    assert [(row["row"][-1], row["reason"]) for row in rejected] == [
+        ("1", "unrelated"),
+        ("2", "duplicate"),
+        ("3", "invalid_json"),
     ]
-    assert json.loads(rejected[0]["record"])["answer"] == "Who writes?"
+    assert json.loads(rejected[0]["record"])["answer"] == '{"query":"dance of the bees"}'
+    ledger = result.ledger[0]
+    assert (ledger.source, ledger.unit) == ("Small LLM/retrieval", "requests")
+    assert (ledger.rows_in, ledger.kept) == (4, 1)
+    check_ledger("synthesize", result.ledger)
 
 
-def test_half_a_character_costs_its_own_row(unit: dict) -> None:
-    """`\\ud800` is valid in JSON and no text: Arrow would refuse the whole unit."""
-    kind = RetrievalKind(ONE, unit)
-    unit["requests"] = unit["requests"][:2]
-    texts = ('{"query": "the weather \\ud800 book"}', '{"query": "Who writes down the weather?"}')
-    result = read_answers(kind, "One/retrieval", answers_of(unit, kind, *texts), {})
-    assert result.ledger[0].kept == 1
-    assert sum(result.ledger[0].dropped.values()) == 1
+def test_the_prompt_shows_the_beginning_of_a_long_document(tmp_path, retrieval) -> None:
+    kind, requests = retrieval
+    kind.documents[requests[0]["request"]]["text"] = "word " * 5_000
+    shown = kind.request(requests[0]).values["text"]
+    assert (len(shown), shown[:12]) == (600, "Rivers\nword ")
 
 
-def test_the_document_is_cut_in_the_prompt_only(unit: dict, tmp_path: Path) -> None:
-    kind = RetrievalKind(ONE, unit)
-    drawn = unit["requests"][0]
-    kind.documents[drawn["request"]]["text"] = "weather " * 10_000
-    shown = kind.request(drawn).prompt.messages(kind.request(drawn).values)[-1]["content"]
-    assert shown.startswith("Document: Lamp\nweather") and len(shown) < 1_000
-    assert kind.row(drawn, {"query": "Who?"})["text"] == "weather " * 10_000
+def test_a_sample_is_a_text_with_its_label_and_the_wrong_labels() -> None:
+    drawn = {
+        "request": "small-llm/classification/0", "turn": 0, "task": "Classify a letter.",
+        "task_id": "other/task/3", "labels": ["traffic", "parks", "noise"], "label": "parks",
+        "words": "5 to 10 words", "language": "eng",
+    }  # fmt: skip
+    result = answered(
+        SampleKind(WRITER, {}),
+        [drawn, {**drawn, "request": "small-llm/classification/1"}],
+        '{"text":"The benches by the pond were never repaired."}',
+        '{"text":"The parks are full of broken benches."}',
+    )
+    (row,) = result.tables["pairs"].to_pylist()
+    assert (row["query"], row["text"]) == ("The benches by the pond were never repaired.", "parks")
+    assert row["negatives"] == [{"title": None, "text": text} for text in ("traffic", "noise")]
+    assert (row["instruction"], row["task"]) == ("Classify a letter.", "classification")
+    assert result.ledger[0].dropped == {"label_in_text": 1}
 
 
-def test_code_is_asked_about_with_the_prompt_for_code(unit: dict) -> None:
-    kind = RetrievalKind(ONE, unit)
-    drawn = unit["requests"][0]
-    kind.documents[drawn["request"]] |= {"language": "python", "script": "Zyyy"}
-    pair = kind.row(drawn, {"query": "write the weather"})
-    assert pair["instruction"] == "Given a description, retrieve the code that does it."
-    assert pair["provenance"]["prompt"].startswith("code2query@")
-    assert (pair["query_language"], pair["document_language"]) == ("eng", "python")
-
-
-def test_a_text_for_a_label_makes_a_pair_with_the_other_labels_as_negatives() -> None:
-    drawn = {"request": "one/classification/0", "turn": 0, "language": "eng", "task_id": "t"}
-    drawn |= {"task": "Identify the emotion in a diary entry.", "words": "5 to 10 words"}
-    drawn |= {"labels": ["joy", "anger", "envy"], "label": "anger"}
-    unit = {"requests": [drawn]}
-    kind = SampleKind(ONE, unit)
-    answer = '{"text": "He broke my cup and laughed."}'
-    result = read_answers(kind, "One/classification", answers_of(unit, kind, answer), {})
-    pair = result.tables["pairs"].to_pylist()[0]
-    assert (pair["query"], pair["text"]) == ("He broke my cup and laughed.", "anger")
-    assert [negative["text"] for negative in pair["negatives"]] == ["joy", "envy"]
-    assert pair["instruction"] == "Identify the emotion in a diary entry."
-    assert (pair["source"], pair["task"]) == ("synthetic_classification", "classification")
-    assert pair["provenance"]["seed_document"] is None
+def test_a_task_keeps_its_labels() -> None:
+    drawn = {
+        "request": "small-llm/task/0", "turn": 0, "topic": "parking fines", "aspect": "emotion",
+        "count": 2, "language": "deu",
+    }  # fmt: skip
+    result = answered(
+        TaskKind(WRITER, {}),
+        [drawn],
+        '{"task":"Identify the emotion in a reply to a parking fine.","labels":["anger","shame"]}',
+    )
+    (row,) = result.tables["tasks"].to_pylist()
+    assert result.tables["tasks"].schema == TASK
+    assert (row["labels"], row["language"], row["llm"]) == (["anger", "shame"], "deu", "Small LLM")
 
 
 def test_units_hold_so_many_requests() -> None:
-    requests = [{"request": str(i)} for i in range(5)]
-    units = units_of("retrieval", requests, size=2, folder="f")
+    units = units_of("task", [{"request": str(i)} for i in range(5)], size=2, folder="f")
     assert [len(unit["requests"]) for unit in units] == [2, 2, 1]
-    assert units[0] == {"kind": "retrieval", "folder": "f", "requests": requests[:2]}
+    assert all(unit["folder"] == "f" for unit in units)
 
 
-@pytest.mark.parametrize(
-    ("pool", "found"),
-    [((), "none"), ((ONE, ONE), "One, One"), ((LLM(name="X", model="nope", licence=""),), "nope")],
-)
-def test_a_bad_pool_is_refused_before_anything_loads(pool: tuple[LLM, ...], found: str) -> None:
-    with pytest.raises(UserError) as error:
-        write_tasks(*pool, cache="unused")
-    assert error.value.exit_status == 2 and found in str(error.value)
+def documents_step() -> Step:
+    return Step(name="documents", version=1, config={}, inputs={}, work=lambda context: None)
 
 
-def test_resources_do_not_change_what_a_step_is_and_weights_do() -> None:
-    import dataclasses
-
-    def identity(llm: LLM) -> object:
-        documents = write_tasks(ONE, cache="unused", name="documents")
-        return synthesize(documents, tasks=None, llms=[llm], cache="unused").config
-
-    assert identity(ONE) == identity(dataclasses.replace(ONE, replicas=4, num_cpus=2.0))
-    assert identity(ONE) != identity(dataclasses.replace(ONE, temperature=0.1))
-    config = ONE.config()
-    assert config["weights"] == PACKAGED[ONE.model].sha256
-    assert json.loads(json.dumps(config)) == config
+def test_mistakes_in_the_pool_are_told_before_anything_loads(tmp_path) -> None:
+    with pytest.raises(UserError, match="each with its own name"):
+        write_tasks(WRITER, WRITER, cache=str(tmp_path))
+    missing = LLM(name="Missing", model="no-such-model", licence="MIT")
+    with pytest.raises(UserError, match="gemma3-270m") as caught:
+        synthesize(documents_step(), tasks=None, llms=[missing], cache=str(tmp_path))
+    assert caught.value.exit_status == 2
+    with pytest.raises(UserError, match="below max_model_len"):
+        LLM(name="Short", model="a/b", licence="MIT", max_model_len=50)
 
 
-def test_an_llm_that_cannot_answer_is_refused() -> None:
-    with pytest.raises(UserError, match="max_tokens 512"):
-        LLM(name="One", model="m/m", licence="MIT", max_tokens=512, max_model_len=512)
+def test_resources_do_not_change_what_a_step_is(tmp_path) -> None:
+    def config(**changes: object) -> dict:
+        llm = LLM(name="One", model="gemma3-270m", licence="Gemma", **changes)
+        step = synthesize(documents_step(), tasks=None, llms=[llm], cache=str(tmp_path))
+        return dict(step.config)
+
+    assert config() == config(replicas=4, num_gpus=1.0, threads=8, kv_cache_gib=4.0)
+    assert config() != config(temperature=0.9)
+    assert config()["llms"][0]["weights"].startswith("a5fd3b62")
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "all-minilm-l6-v2"])
+def test_the_command_refuses_what_is_no_llm_before_it_reads(tmp_path, model: str) -> None:
+    with pytest.raises(UserError, match="smollm2-135m-instruct") as caught:
+        synthesize_files(
+            [str(tmp_path / "absent.jsonl")], str(tmp_path / "out"), models=[model], cache="c"
+        )
+    assert caught.value.exit_status == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_wants_a_text_column(tmp_path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"body": "The Nile ends in a wide delta in Egypt."}\n')
+    with pytest.raises(UserError, match="a column 'text'"):
+        synthesize_files(
+            [str(tmp_path / "d.jsonl")], str(tmp_path), models=["gemma3-270m"], cache="c"
+        )
