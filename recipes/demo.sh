@@ -5,7 +5,7 @@ set -euo pipefail
 output="${OUTPUT:-$PWD/out/demo}"
 export EMBEDMIX_CACHE="${EMBEDMIX_CACHE:-$PWD/.cache/embedmix}"
 export RAY_AUTH_MODE=token # the head listens on this machine's address too
-export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 HF_HUB_OFFLINE=1
+export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE
 
 read -r port dashboard client < <(python - <<'PY'
 import socket

@@ -17,6 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Read when torch loads: threads that wait for each other then sleep, and a busy machine stays usable.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from datagen.packaged import resolve_model
 from datagen.schema import UserError
@@ -93,7 +95,8 @@ def run(configs: list[TrainConfig], *, output: Path) -> None:
     results = {}
     for name in ("base", *(Path(run).name for run in runs), "merged"):
         log.info("evaluate %s", name)
-        scored = evaluate(str(models / name), tasks, str(output / "scores" / name))
+        place = str(output / "scores" / name)
+        scored = evaluate(str(models / name), tasks, place, dtype="bfloat16")
         results[name] = scored["tasks"]
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     (output / "results.json").write_text(text, encoding="utf-8")

@@ -1,9 +1,12 @@
 """Fixtures shared by all tests: one local Ray for the session, and the unpacked models."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads
 
 ROOT = Path(__file__).resolve().parents[1]
 
