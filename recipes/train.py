@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-# Read when torch loads: threads that wait for each other then sleep, and a busy machine stays usable.
+# Read when torch loads: threads that wait for each other sleep, so a busy machine stays usable.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from datagen.packaged import resolve_model

@@ -37,18 +37,20 @@ def finish(process: subprocess.Popen[str]) -> tuple[dict, str]:
 
 
 def kill_after_commits(process: subprocess.Popen[str], folder: Path, commits: int) -> None:
-    """kill -9 as soon as so many units are committed, and see every child gone."""
+    """kill -9 as soon as so many units are committed, and see all that could write gone."""
     limit = time.monotonic() + LIMIT_S
     while len(list(folder.glob("commits/*.json"))) < commits:
         assert process.poll() is None, process.communicate()[1][-3_000:]
         assert time.monotonic() < limit, "no unit was committed"
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.1)
+    # Ray's two agents only watch and leave later; its workers must be gone before the next run.
     children = psutil.Process(process.pid).children(recursive=True)
+    writers = [child for child in children if "Agent" not in child.name()]
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+    _, alive = psutil.wait_procs(writers, timeout=60)
+    assert not alive
 
 
 def committed_shards(folder: Path) -> dict[str, tuple[str, int]]:
