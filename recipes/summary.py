@@ -39,21 +39,24 @@ def step_rows(output: Path) -> pl.DataFrame:
     places = [output / "steps" / name for name in STEP_ORDER] + [output / "mix"]
     for place in places:
         manifest = _read(place / "manifest.json")
-        gone: dict[str, int] = {}
-        for row in manifest["ledger"]:
-            for reason, count in {**row["dropped"], **row["quarantined"]}.items():
-                gone[reason] = gone.get(reason, 0) + count
-        reasons = sorted(gone.items(), key=lambda item: -item[1])
-        rows.append(
-            {
-                "step": manifest["name"],
-                "unit": manifest["ledger"][0]["unit"] if manifest["ledger"] else "",
-                "in": sum(row["rows_in"] for row in manifest["ledger"]),
-                "kept": sum(row["kept"] for row in manifest["ledger"]),
-                "dropped": ", ".join(f"{reason} {count:,}" for reason, count in reasons),
-                "seconds": manifest["run"].get("seconds"),
-            }
-        )
+        units = dict.fromkeys(row["unit"] for row in manifest["ledger"])
+        for unit in units or [""]:
+            ledger = [row for row in manifest["ledger"] if row["unit"] == unit]
+            gone: dict[str, int] = {}
+            for row in ledger:
+                for reason, count in {**row["dropped"], **row["quarantined"]}.items():
+                    gone[reason] = gone.get(reason, 0) + count
+            reasons = sorted(gone.items(), key=lambda item: -item[1])
+            rows.append(
+                {
+                    "step": manifest["name"],
+                    "counted": unit,
+                    "in": sum(row["rows_in"] for row in ledger),
+                    "kept": sum(row["kept"] for row in ledger),
+                    "dropped": ", ".join(f"{reason} {count:,}" for reason, count in reasons),
+                    "seconds": manifest["run"].get("seconds"),
+                }
+            )
     return pl.DataFrame(rows)
 
 
