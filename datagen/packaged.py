@@ -38,9 +38,7 @@ class PackagedModel:
     package: str
     version: str
     licence: str
-    kind: Literal[
-        "chat", "base", "encoder"
-    ]  # an LLM that knows turns of a chat, or one that does not
+    kind: Literal["chat", "base", "encoder"]  # of the LLMs, base ones know no turns of a chat
     sha256: str  # of the weights file
 
 

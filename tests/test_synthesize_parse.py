@@ -138,6 +138,7 @@ def test_a_sample_does_not_name_its_label(text: str, label: str, reason: str | N
         (["travel", "travel related"], "bad_labels"),
         (["concerned", "concerning"], "bad_labels"),
         (["1st", "2nd"], "bad_labels"),
+        (["news of the", "other"], "bad_labels"),
         (["good", "chicken, lamb, pasta"], "bad_labels"),
         (["gut", "schlecht"], None),
     ],

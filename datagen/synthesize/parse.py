@@ -50,6 +50,9 @@ _COMMON = (
     "then there these they this those used using very want were what when where which while will "
     "with would your value values function method object code string return returns"
 )
+_LABEL = re.compile(r"[^\W\d_]+([ '-][^\W\d_]+){0,3}")
+_NO_LAST_WORD = "a an and are as at by for from in is of on or the to very with your"
+_UNENDING = frozenset(_NO_LAST_WORD.split())
 _COMMON_STEMS = frozenset(word[:STEM_CHARACTERS] for word in _COMMON.split())
 
 
@@ -127,9 +130,9 @@ def task_problem(task: str, labels: Sequence[str], *, topic: str, examples: str)
 
 
 def labels_problem(labels: Sequence[str]) -> str | None:
-    """Labels must be two or more short phrases of letters, none of which says another again."""
+    """Labels must be two or more short phrases of letters, none cut off or said twice."""
     stems = [_stems(label) or {label} for label in labels]
-    usable = all(re.fullmatch(r"[^\W\d_]+([ '-][^\W\d_]+){0,3}", label) for label in labels)
+    usable = all(_LABEL.fullmatch(label) and label.split()[-1] not in _UNENDING for label in labels)
     nested = any(
         one <= other for i, one in enumerate(stems) for j, other in enumerate(stems) if i != j
     )
@@ -204,7 +207,7 @@ def task_schema(count: int) -> dict[str, Any]:
         "pattern": "^(Classify|Identify|Determine|Decide) [a-zA-Z][a-zA-Z ,'-]{14,88}[a-z]\\.$",
         "maxLength": 120,
     }
-    label = {"type": "string", "pattern": "^[a-z][a-z]{1,9}( [a-z]{2,10}){0,2}$"}
+    label = {"type": "string", "pattern": "^[a-z]{2,20}( [a-z]{2,16}){0,2}$"}
     labels = {"type": "array", "items": label, "minItems": count, "maxItems": count}
     return _object({"task": task, "labels": labels})
 

@@ -21,7 +21,6 @@ from datagen.synthesize.parse import parse
 UNIT_REQUESTS = 32  # what a kill can cost per replica: about ten seconds on a CPU
 
 Drawn = Mapping[str, Any]
-SUMS = ("prompt_tokens", "output_tokens", "seconds")
 
 
 class Kind(Protocol):
