@@ -153,6 +153,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
             errno.EROFS,
             errno.ENOTDIR,
             errno.EEXIST,
+            errno.ENOENT,
+            errno.EDQUOT,
         ):
             raise
         raise UserError(
@@ -271,6 +273,7 @@ def read_manifest(folder: Folder) -> Manifest:
             found=f"{folder.uri} has no {MANIFEST}",
             expected="a finished folder of shards",
             do="run the command that builds it, or check the path",
+            exit_status=2,
         )
     try:
         fields = folder.read_json(MANIFEST)

@@ -1,17 +1,23 @@
+import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from datagen.schema import UserError
 from datagen.steps import run_steps
-from datagen.store import Folder, read_manifest, read_table
+from datagen.store import Folder, read_manifest, read_table, verify
 from datagen.verify import verify_mix
 from recipes.build_mix import check_disk, demo, in_order, main
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("report", "card")  # they say when, and how long it took
 
 
 def test_the_recipe_is_values_and_runs_nothing(model_cache):
@@ -38,38 +44,80 @@ def test_too_little_disk_is_found_before_anything_runs(tmp_path):
     check_disk("s3://bucket/mix", gib=1e9)  # nobody can ask a bucket
 
 
-def build(output: Path, *, cache: str) -> subprocess.CompletedProcess:
-    """The recipe as a user runs it, in a Ray of its own."""
-    command = [sys.executable, "recipes/build_mix.py", "--recipe", "demo", "--smoke"]
-    environment = {**os.environ, "EMBEDMIX_CACHE": cache, "HF_HUB_OFFLINE": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.run(
-        [*command, "--output", str(output)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+COMMAND = [sys.executable, "recipes/build_mix.py", "--recipe", "demo", "--smoke", "--output"]
+PATIENCE_S = 300
+
+
+def environment(cache: str) -> dict[str, str]:
+    """What the recipe reads from its environment; it starts a Ray of its own."""
+    outer = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return {**outer, "EMBEDMIX_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+
+
+def build(output: Path, *, cache: str) -> str:
+    """What the recipe prints, run as a user runs it."""
+    done = subprocess.run(
+        [*COMMAND, str(output)], cwd=ROOT, env=environment(cache), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def kill_build_at_first_commit(output: Path, step: str, *, cache: str) -> dict[str, str]:
+    """Start the recipe, kill -9 its driver once `step` has committed shards; their digests."""
+    folder = output / "steps" / step
+    command = [*COMMAND, str(output)]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(cache), stdout=quiet, stderr=quiet
+    ) as driver:
+        end = time.monotonic() + PATIENCE_S
+        while not list(folder.glob("commits/*.json")):
+            assert driver.poll() is None, f"the build ended before {step} committed anything"
+            assert time.monotonic() < end, f"no commit of {step} within {PATIENCE_S} s"
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+    assert driver.returncode == -signal.SIGKILL
+    assert not (folder / "manifest.json").exists()
+    records = [json.loads(path.read_text()) for path in folder.glob("commits/*.json")]
+    return {shard["name"]: shard["sha256"] for record in records for shard in record["shards"]}
 
 
 @pytest.mark.slow
-def test_the_smoke_recipe_builds_a_mix_that_verifies_and_is_not_built_twice(tmp_path, model_cache):
+def test_a_build_killed_twice_finishes_and_builds_the_same_bytes_as_one_process(
+    tmp_path, model_cache
+):
     """Every step for real: packaged pairs, two LLMs in vLLM, MiniLM, Ray."""
-    first = build(tmp_path, cache=model_cache)
-    assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
-    assert verify_mix(str(tmp_path / "mix")) == []
-    mix = read_manifest(Folder(str(tmp_path / "mix")))
-    finetune = read_table(Folder(str(tmp_path / "mix")), "finetune")
+    output, other = tmp_path / "out", tmp_path / "other"
+    paid = kill_build_at_first_commit(output, "synthesize", cache=model_cache)
+    encoded = kill_build_at_first_commit(output, "mine", cache=model_cache)
+    printed = build(output, cache=model_cache)
+    assert re.search("mine[^:]*: resuming, ", printed)
+    # What was committed before the kill is what the finished steps name.
+    for step, committed in (("synthesize", paid), ("mine", encoded)):
+        folder = Folder(f"{output}/steps/{step}")
+        assert verify(folder) == []
+        finished = {shard.name: shard.sha256 for shard in read_manifest(folder).shards}
+        assert committed and committed.items() <= finished.items()
+    llms = read_manifest(Folder(f"{output}/steps/synthesize")).stats["llms"]
+    assert [table["requests"] for table in llms] == [8] * 4  # none lost, none paid for twice
+
+    assert verify_mix(str(output / "mix")) == []
+    finetune = read_table(Folder(str(output / "mix")), "finetune")
     assert {"retrieval", "bitext"} <= set(finetune["task"].to_pylist())
     assert set(finetune["origin"].to_pylist()) == {"public", "synthetic"}
-    assert mix.rows("pretrain") > 0
-    llms = {row["llm"] for row in finetune["provenance"].to_pylist() if row["llm"] is not None}
-    assert len(llms) == 2
+    assert read_manifest(Folder(str(output / "mix"))).rows("pretrain") > 0
+    writers = {row["llm"] for row in finetune["provenance"].to_pylist() if row["llm"] is not None}
+    assert len(writers) == 2
 
-    again = build(tmp_path, cache=model_cache)
-    assert again.returncode == 0
-    assert again.stdout.count(": up to date (") == len(demo(cache=model_cache, smoke=True))
+    steps = demo(cache=model_cache, smoke=True)
+    assert build(output, cache=model_cache).count(": up to date (") == len(steps)
 
-    # The public half once more, from nothing and in this one process: the same bytes.
-    public = ["ingest", "clean", "language", "dedup", "hold_out", "decontaminate"]
-    steps = [step for step in demo(cache=model_cache, smoke=True) if step.name in public]
-    local = run_steps(steps, str(tmp_path / "other"), executor="local")
-    for name in public:
-        assert local[name].digest == read_manifest(Folder(f"{tmp_path}/steps/{name}")).digest
+    # Once more from nothing in this one process, but for what the LLMs wrote: the same bytes.
+    for frozen in ("write_tasks", "synthesize"):
+        shutil.copytree(output / "steps" / frozen, other / "steps" / frozen)
+    local = run_steps([s for s in steps if s.name not in PAGES], str(other), executor="local")
+    for step in steps:
+        if step.name not in PAGES:
+            built = read_manifest(Folder(str(output)).folder(step.place))
+            assert local[step.name].digest == built.digest, step.name

@@ -119,7 +119,7 @@ def test_columns_of_all_files_are_united_and_mixed_types_become_text(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "exit_status"),
     [
-        ("absent.parquet", None, 1),
+        ("absent.parquet", None, 2),
         ("cut.parquet", b"PAR1 cut short", 1),
         ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 1000)[:-20], 1),
         ("cut.arrow", b"ARROW1\0\0", 1),

@@ -99,6 +99,7 @@ def _require_model(model: str) -> None:
                 found=f"no {name} in {model}",
                 expected="the folder of a sentence-transformers model",
                 do=f"check the path, or make one with: trainer export {model} --output DIR",
+                exit_status=2,
             )
 
 

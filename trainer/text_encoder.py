@@ -25,6 +25,7 @@ def weights_digest(model: str) -> str:
             found=f"no .safetensors file in {model}",
             expected="the folder of a sentence-transformers model",
             do="check the path given as --model, or make one with: trainer export",
+            exit_status=2,
         )
     digest = hashlib.sha256()
     for file in files:
@@ -41,6 +42,7 @@ def load_text_encoder(
             found=f"no modules.json in {path}",
             expected="the folder of a sentence-transformers model",
             do=f"make one with: trainer export {path} --output DIR",
+            exit_status=2,
         )
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(

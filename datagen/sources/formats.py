@@ -64,7 +64,10 @@ def _expand(path: str) -> Iterator[DataFile]:
     info = filesystem.get_file_info(place)
     if info.type == pyarrow.fs.FileType.NotFound:
         raise UserError(
-            found=f"{path} does not exist", expected="an input file", do="check the path"
+            found=f"{path} does not exist",
+            expected="an input file",
+            do="check the path",
+            exit_status=2,
         )
     if info.type != pyarrow.fs.FileType.Directory:
         file = DataFile(uri=path, name=posixpath.basename(place))
