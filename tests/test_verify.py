@@ -201,5 +201,5 @@ def test_a_folder_without_manifest_is_a_users_mistake(
 ) -> None:
     with pytest.raises(UserError, match="no manifest.json"):
         verify_mix(str(tmp_path))
-    assert main(["verify", str(tmp_path)]) == 1
+    assert main(["verify", str(tmp_path)]) == 2
     assert "expected: a finished folder of shards" in capsys.readouterr().err
