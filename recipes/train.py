@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # Read when torch loads: threads that wait for each other sleep, so a busy machine stays usable.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; the log has its own progress
 
 from datagen.packaged import resolve_model
 from datagen.schema import UserError
