@@ -36,8 +36,13 @@ def plain(texts: pl.Expr) -> pl.Expr:
 
 def fold(texts: pl.Series) -> pl.Series:
     """The texts without case and punctuation, words parted by one blank; never empty for a text."""
+    return fold_plain(texts.alias("text").to_frame().select(plain(pl.col("text")))["text"])
+
+
+def fold_plain(texts: pl.Series) -> pl.Series:
+    """`fold` for texts that are `plain` already."""
     text = pl.col("text")
-    frame = texts.alias("text").to_frame().select(plain(text)).with_row_index()
+    frame = texts.alias("text").to_frame().with_row_index()
     dense = text.str.count_matches(_CODE) * 20 >= text.str.len_chars()
     code = (text.str.len_chars() < CODE_CHARACTERS) & (dense | text.str.contains(_OPTION))
     form = pl.col("form")

@@ -6,7 +6,10 @@ the very row that it names, not just another removed one. All texts are in memor
 """
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,20 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datagen.fold import fold, form_keys, plain
-from datagen.minhash import candidate_pairs, check_options, leaders, text_bands, verified
+from datagen.fold import fold_plain, form_keys, plain
+from datagen.minhash import (
+    BANDS,
+    candidate_pairs,
+    check_options,
+    leaders,
+    text_bands,
+    verified,
+)
 from datagen.schema import QUARANTINE, UserError, rejected_row
 from datagen.sources.files import read_rows
 from datagen.store import Folder
+
+PIECE = 1 << 14  # texts that a thread works on at once: bounds what is in memory beside the texts
 
 
 def dedup_files(
@@ -64,14 +76,18 @@ def find_duplicates(
     texts: pl.Series, *, similarity: float, backend: str = "rensa"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each text the position of the one that stays for it, their Jaccard, and whether equal."""
-    same = texts.alias("text").to_frame().select(plain(pl.col("text")))["text"]
-    first = _first(same)
-    distinct = np.flatnonzero(first == np.arange(len(first)))
-    folded = fold(texts.gather(distinct))
-    forms = _first(form_keys(folded))
-    heads = np.flatnonzero(forms == np.arange(len(forms)))
-    where, bands = text_bands(folded.gather(heads), backend=backend)
-    pairs = heads[where[candidate_pairs(bands)]]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        same = _concat(pool.map(_plain, _pieces(texts)))
+        first = _first(same)
+        distinct = np.flatnonzero(first == np.arange(len(first)))
+        folded = _concat(pool.map(fold_plain, _pieces(same.gather(distinct))))
+        forms = _first(form_keys(folded))
+        heads = np.flatnonzero(forms == np.arange(len(forms)))
+        parts = pool.map(partial(text_bands, backend=backend), _pieces(folded.gather(heads)))
+        banded = [(heads[where + i * PIECE], bands) for i, (where, bands) in enumerate(parts)]
+    where = np.concatenate([heads[:0], *(rows for rows, _ in banded)])
+    bands = np.concatenate([np.empty((0, BANDS), np.uint32), *(part for _, part in banded)])
+    pairs = where[candidate_pairs(bands)]
     edges, jaccard = verified(folded, pairs, similarity=similarity)
     led = leaders(len(folded), edges)[forms]
     scores = pl.DataFrame({"one": edges[:, 0], "other": edges[:, 1], "jaccard": jaccard})
@@ -79,6 +95,18 @@ def find_duplicates(
     found = ends.join(scores, on=["one", "other"], how="left", maintain_order="left")["jaccard"]
     back = np.searchsorted(distinct, first)
     return distinct[led][back], found.fill_null(1.0).to_numpy()[back], distinct[led][back] == first
+
+
+def _pieces(texts: pl.Series) -> Iterator[pl.Series]:
+    return (texts.slice(start, PIECE).rechunk() for start in range(0, len(texts), PIECE))
+
+
+def _concat(pieces: Iterable[pl.Series]) -> pl.Series:
+    return pl.concat([pl.Series("text", [], pl.String), *pieces], rechunk=True)
+
+
+def _plain(texts: pl.Series) -> pl.Series:
+    return texts.alias("text").to_frame().select(plain(pl.col("text")))["text"]
 
 
 def _first(values: pl.Series) -> np.ndarray:
