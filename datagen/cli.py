@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"embedmix {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_dedup, _language, _decontaminate, _synthesize, _mine, _report, _verify):
+    for add in (_sources, _dedup, _language, _decontaminate, _synthesize, _mine, _report, _verify):
         add(commands)
     return parser
 
@@ -236,6 +236,43 @@ def _run_mine(arguments: argparse.Namespace) -> int:
             negatives=arguments.negatives,
         )
     )
+
+
+def _sources(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "sources",
+        _run_sources,
+        about="List the public data sets that a recipe can name.\n\nEvery data set of the two "
+        "published mixes: size, task, licence, and whether it can be read now or what it needs. "
+        "What is not known says so.",
+        example="datagen sources --licence commercial --task retrieval",
+    )
+    parser.add_argument("--licence", choices=("commercial",), help="only those that allow it")
+    parser.add_argument("--task", help="only those of this task")
+    parser.add_argument("--json", action="store_true", help="all fields, a JSON object a line")
+
+
+def _run_sources(arguments: argparse.Namespace) -> int:
+    from datagen.schema import TASKS
+    from datagen.sources import check_choice
+    from datagen.sources.catalog import catalog_table
+
+    if arguments.task is not None:
+        check_choice(arguments.task, TASKS, what="task")
+    rows = catalog_table(arguments.licence)
+    rows = [row for row in rows if arguments.task in (None, row["task"])]
+    if arguments.json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return 0
+    shown = ("name", "task", "samples", "licence", "commercial", "status")
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in shown]
+    for line in [dict(zip(shown, shown, strict=True)), *rows]:
+        cells = (line[name].ljust(width) for name, width in zip(shown, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    print(f"{len(rows)} data sets, {sum(row['status'] == 'ready' for row in rows)} ready to read")
+    return 0
 
 
 def _report(commands: Any) -> None:

@@ -16,6 +16,8 @@ from datagen.schema import PAIR, QUARANTINE, UserError, pair_problem, rejected_r
 from datagen.sources import (
     Source,
     SourceRows,
+    adapted,
+    catalog,
     check_choice,
     conversations,
     files,
@@ -26,6 +28,7 @@ from datagen.sources import (
 from datagen.steps import Context, LedgerRow, Step, UnitResult
 
 READERS: Mapping[str, Callable[[dict[str, Any]], SourceRows]] = {
+    "adapted": adapted.read,
     "conversations": conversations.read,
     "files": files.read,
     "gettext": gettext.read,
@@ -33,6 +36,8 @@ READERS: Mapping[str, Callable[[dict[str, Any]], SourceRows]] = {
     "pycode": pycode.read,
 }
 SOURCES: Mapping[str, Callable[..., Source]] = {
+    "adapted": adapted.AdaptedSource,
+    "catalog": catalog.source_named,
     "conversations": conversations.ConversationsSource,
     "files": files.FilesSource,
     "gettext": gettext.GettextSource,

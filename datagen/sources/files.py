@@ -35,7 +35,7 @@ def read_rows(paths: Sequence[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
     for file in data_files(paths):
         decoded = decode(file)
         tables.append(decoded.table)
-        rejected += [_rejected_line(file, bad, source=file.uri) for bad in decoded.bad]
+        rejected += [rejected_line(file, bad, source=file.uri) for bad in decoded.bad]
     return _united(tables), rejected
 
 
@@ -50,7 +50,8 @@ def _united(tables: Sequence[pa.Table]) -> pa.Table:
         ) from error
 
 
-def _rejected_line(file: DataFile, bad: BadLine, *, source: str) -> dict[str, Any]:
+def rejected_line(file: DataFile, bad: BadLine, *, source: str) -> dict[str, Any]:
+    """The QUARANTINE row of a line that cannot be read."""
     record = {
         "source": source,
         "provenance": {"row": f"{file.name}:{bad.line}"},
@@ -66,7 +67,7 @@ class FilesSource(TableSource):
     paths: tuple[str, ...]
 
     def config(self) -> dict[str, Any]:
-        content = [{"file": file.name, **_identity(file)} for file in data_files(self.paths)]
+        content = [{"file": file.name, **identity(file)} for file in data_files(self.paths)]
         return {"kind": "files", **self.row_map(), "content": content}
 
     def plan(self) -> list[dict[str, Any]]:
@@ -92,7 +93,8 @@ class FilesSource(TableSource):
         return parts(parquet.metadata)
 
 
-def _identity(file: DataFile) -> dict[str, Any]:
+def identity(file: DataFile) -> dict[str, Any]:
+    """What says that a file has not changed: its size and sha256, or the store's time stamp."""
     filesystem, place = resolve(file.uri)
     info = filesystem.get_file_info(place)
     if "://" in file.uri:
@@ -130,7 +132,7 @@ def read(unit: dict[str, Any]) -> SourceRows:
     records, bad = _records(file, unit)
     rows = read_records(records, unit["row_map"])
     rows.rows_in += len(bad)
-    rows.quarantined += [_rejected_line(file, line, source=unit["source"]) for line in bad]
+    rows.quarantined += [rejected_line(file, line, source=unit["source"]) for line in bad]
     return rows
 
 

@@ -53,8 +53,8 @@ class HubSource(TableSource):
     def plan(self) -> list[dict[str, Any]]:
         commit = resolve_commit(self.repo, self.revision)
         with hub_errors(self.repo, self.revision):
-            _api().auth_check(self.repo, repo_type="dataset")
-            names = _api().list_repo_files(self.repo, repo_type="dataset", revision=commit)
+            api().auth_check(self.repo, repo_type="dataset")
+            names = api().list_repo_files(self.repo, repo_type="dataset", revision=commit)
         base = {
             "kind": "hub",
             "source": self.name,
@@ -69,7 +69,7 @@ class HubSource(TableSource):
 
     def _chosen(self, names: list[str]) -> list[str]:
         known = [n for n in sorted(names) if DataFile(uri=n, name=n).format]
-        patterns = [self.files] if self.files else _patterns(self.subset, self.split)
+        patterns = [self.files] if self.files else file_patterns(self.subset, self.split)
         chosen = [n for n in known if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
         if not chosen:
             raise UserError(
@@ -83,18 +83,19 @@ class HubSource(TableSource):
     def _parts(self, commit: str, name: str) -> list[dict[str, Any]]:
         if not name.endswith(".parquet"):
             return [{}]
-        with _open_parquet(self.repo, commit, name) as parquet:
+        with open_parquet(self.repo, commit, name) as parquet:
             check_columns(self.columns, parquet.schema_arrow.names, where=f"{self.repo}/{name}")
             return [{"part": part} for part in parts(parquet.metadata)]
 
 
-def _patterns(subset: str | None, split: str) -> list[str]:
+def file_patterns(subset: str | None, split: str) -> list[str]:
     """Where the Hub's own tools put the files of a subset and split."""
     folders = [f"{subset}/", f"data/{subset}/"] if subset else ["", "data/"]
     return [f"{folder}{split}{rest}" for folder in folders for rest in ("-*", "/*", ".*", "_*")]
 
 
-def _api() -> Any:
+def api() -> Any:
+    """The Hub's client, with the token of the environment alone."""
     from huggingface_hub import HfApi
 
     # `False` keeps the library from looking for a stored token.
@@ -107,7 +108,7 @@ def resolve_commit(repo: str, revision: str) -> str:
     if COMMIT.fullmatch(revision):
         return revision
     with hub_errors(repo, revision):
-        return _api().dataset_info(repo, revision=revision, timeout=TIMEOUT_S).sha
+        return api().dataset_info(repo, revision=revision, timeout=TIMEOUT_S).sha
 
 
 @contextlib.contextmanager
@@ -156,7 +157,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _open_parquet(repo: str, commit: str, name: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(repo: str, commit: str, name: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a dataset repository, read by HTTP ranges."""
     from huggingface_hub import HfFileSystem
 
     token = os.environ.get("HF_TOKEN") or False
@@ -175,9 +177,9 @@ def read(unit: dict[str, Any]) -> SourceRows:
     repo, commit, name = unit["repo"], unit["commit"], unit["name"]
     if "part" in unit:
         columns = sorted(set(unit["row_map"]["columns"].values()))
-        with _open_parquet(repo, commit, name) as parquet:
+        with open_parquet(repo, commit, name) as parquet:
             found = read_part(parquet, unit["part"], columns)
         return read_records(((f"{name}#{row}", record) for row, record in found), unit["row_map"])
     with hub_errors(repo, commit):
-        local = _api().hf_hub_download(repo, name, repo_type="dataset", revision=commit)
+        local = api().hf_hub_download(repo, name, repo_type="dataset", revision=commit)
     return files.read({**unit, "uri": local})
