@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from datagen.clusters import cluster_texts, read_frame
 from datagen.keys import PAIR_KEYS, SCHEMAS, TEXT_KEYS, key_unit
-from datagen.minhash import check_options
+from datagen.minhash import DEFAULT_BACKEND, check_options
 from datagen.row_dedup import dedup_files as dedup_files
 from datagen.schema import DOCUMENT, QUERY
 from datagen.split import write_documents, write_old, write_queries
@@ -34,8 +34,8 @@ DUPLICATE = pa.schema(
     [
         pa.field("side", pa.string(), nullable=False),  # query or document
         pa.field("id", pa.string(), nullable=False),
-        pa.field("duplicate_of", pa.string(), nullable=False),  # what leads its cluster
-        pa.field("similarity", pa.float32(), nullable=False),  # Jaccard of their shingles
+        pa.field("duplicate_of", pa.string(), nullable=False),  # what stands for its cluster
+        pa.field("similarity", pa.float32()),  # of their shingles; null: only others connect them
         pa.field("kind", pa.string(), nullable=False),  # exact: equal but for case and punctuation
     ]
 )
@@ -47,7 +47,7 @@ def dedup(
     against: Step | None = None,
     source_priority: Sequence[str] = (),
     similarity: float = SIMILARITY,
-    backend: str = "rensa",
+    backend: str = DEFAULT_BACKEND,
     rows_per_shard: int = ROWS_PER_SHARD,
     name: str = "dedup",
 ) -> Step:
@@ -68,7 +68,7 @@ def dedup(
     }
     return Step(
         name=name,
-        version=1,
+        version=2,
         config=config,
         inputs={"pairs": pairs} | ({"against": against} if against else {}),
         work=_work,
@@ -80,7 +80,9 @@ def _work(context: Context) -> None:
     units, old = _units(context), _old_rows(context)
     context.map_units(units, key_unit, schemas=SCHEMAS, phase="keys")
     pairs = _ranked(read_frame(context, "pair_keys", PAIR_KEYS), context.config["source_priority"])
-    keys = _ranked_texts(read_frame(context, "text_keys", TEXT_KEYS), pairs, old)
+    columns = [name for name in TEXT_KEYS.names if not name.startswith("band_")]
+    keys = read_frame(context, "text_keys", TEXT_KEYS, columns).with_row_index("at")
+    keys = _ranked_texts(keys, pairs, old)
     texts = cluster_texts(context, keys, units, similarity=context.config["similarity"])
     old_pairs = _with_clusters(old["pairs"], texts)
     pairs = _decided(_with_clusters(pairs, texts), old_pairs)
@@ -219,9 +221,9 @@ def _given_negatives(pairs: pl.DataFrame, old: pl.DataFrame, texts: pl.DataFrame
 
 
 def _duplicates(texts: pl.DataFrame) -> pa.Table:
-    """The new texts that another text leads."""
+    """The new texts that another text stands for."""
     kind = pl.when("exact").then(pl.lit("exact")).otherwise(pl.lit("near"))
-    rows = texts.filter((pl.col("leader") != pl.col("node")) & pl.col("known").is_null())
+    rows = texts.filter((pl.col("first") != pl.col("node")) & pl.col("known").is_null())
     rows = rows.select(
         "side", "id", pl.col("cluster").alias("duplicate_of"), "similarity", kind=kind
     )

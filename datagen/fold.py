@@ -7,7 +7,8 @@ the meaning (`ls -l` and `ls -L`), keep everything but white space.
 
 `squeeze` drops case, punctuation and all white space: evaluation texts must not slip through.
 
-Everything is polars expressions over a whole column: some 100 MB/s and core.
+Everything is polars expressions over a whole column, 15 MB/s and core. They are the definition;
+what is much used has a compiled twin (`fold_kernel`) that is tested to give the same.
 """
 
 import polars as pl
@@ -20,13 +21,14 @@ SPARSE = r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 UNSEGMENTED = rf"[{DENSE}{SPARSE}]"
 DENSE_WORD, SPARSE_WORD = 2, 4
 
-_CODE = r"[{}\[\]<>=|`$\\~^*_#@&+/%]"
+CODE = r"[{}\[\]<>=|`$\\~^*_#@&+/%]"
 _OPTION = r"(?:^|\s)(?:-\pL(?:\s|$)|--\pL)"
-_INVISIBLE = r"[\p{Cf}'’‘ʼʻ′´]"  # apostrophes too: "don't" is "dont"
-_RAISED = r"([⁰¹²³⁴-⁹₀-₉]+)"  # compatibility forms would make 10² the number 102
+QUOTES = {"’‘ʼʻ′´": "'", "“”„": '"'}
+INVISIBLE = r"[\p{Cf}'’‘ʼʻ′´]"  # apostrophes too: "don't" is "dont"
+RAISED = r"([⁰¹²³⁴-⁹₀-₉]+)"  # compatibility forms would make 10² the number 102
 _NEGATIVE = r"(^|[\s(])-(\d)"
-_PUNCTUATION = r"[\p{P}--[#%&@*/\\]]"  # dropped: "e-mail" is "email"
-_BEFORE_DIGIT = rf"{_PUNCTUATION}+(\d)"  # but "1.5" is "1 5", never 15
+PUNCTUATION = r"[\p{P}--[#%&@*/\\]]"  # dropped: "e-mail" is "email"
+_BEFORE_DIGIT = rf"{PUNCTUATION}+(\d)"  # but "1.5" is "1 5", never 15
 
 
 def plain(texts: pl.Expr) -> pl.Expr:
@@ -43,7 +45,7 @@ def fold_plain(texts: pl.Series) -> pl.Series:
     """`fold` for texts that are `plain` already."""
     text = pl.col("text")
     frame = texts.alias("text").to_frame().with_row_index()
-    dense = text.str.count_matches(_CODE) * 20 >= text.str.len_chars()
+    dense = text.str.count_matches(CODE) * 20 >= text.str.len_chars()
     code = (text.str.len_chars() < CODE_CHARACTERS) & (dense | text.str.contains(_OPTION))
     form = pl.col("form")
     parts = [
@@ -55,32 +57,24 @@ def fold_plain(texts: pl.Series) -> pl.Series:
 
 
 def _straight(text: pl.Expr) -> pl.Expr:
-    return text.str.replace_all("[’‘ʼʻ′´]", "'").str.replace_all("[“”„]", '"')
+    for quotes, plain_quote in QUOTES.items():
+        text = text.str.replace_all(f"[{quotes}]", plain_quote)
+    return text
 
 
 def _natural(text: pl.Expr) -> pl.Expr:
     return (
-        text.str.replace_all(_INVISIBLE, "")
-        .str.replace_all(_RAISED, " ^$1 ")
+        text.str.replace_all(INVISIBLE, "")
+        .str.replace_all(RAISED, " ^$1 ")
         .str.normalize("NFKC")
         .str.to_lowercase()
         .str.replace_many(["ß", "ς"], ["ss", "σ"])
         .str.replace_all(_NEGATIVE, "${1}\u2212$2")
         .str.replace_all(_BEFORE_DIGIT, " $1")
-        .str.replace_all(_PUNCTUATION, "")
+        .str.replace_all(PUNCTUATION, "")
         .str.replace_all(r"\s+", " ")
         .str.strip_chars()
     )
-
-
-def form_keys(folded: pl.Series) -> pl.Series:
-    """What is equal in folded texts that are the same: long ones may differ in their blanks, too.
-
-    "e mail" and "email" meet in a sentence; in a short text, and beside digits, blanks count.
-    """
-    tight = folded.str.replace_all(r"(\d) ", "${1}_").str.replace_all(" ", "")
-    long = folded.str.len_chars() >= MINIMUM_CHARACTERS
-    return tight.zip_with(long, folded)
 
 
 def squeeze(texts: pl.Series) -> pl.Series:
@@ -100,8 +94,3 @@ def count_words(texts: pl.Series) -> pl.Series:
     other = text.str.replace_all(UNSEGMENTED, " ").str.count_matches(r"[^\s\p{P}]+")
     words = other + dense // DENSE_WORD + sparse // SPARSE_WORD
     return texts.alias("text").to_frame().select(words.alias("words"))["words"]
-
-
-def is_unsegmented(texts: pl.Series) -> pl.Series:
-    """Whether a third or more of the text is in scripts without blanks between words."""
-    return texts.str.count_matches(UNSEGMENTED) * 3 >= texts.str.len_chars()

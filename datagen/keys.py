@@ -1,4 +1,4 @@
-"""What dedup needs to know of a shard without its text: ids, folded forms, band hashes.
+"""What dedup needs to know of a shard without its text: ids, form hashes, band hashes.
 
 The first phase of dedup, one task per input shard. A pair leaves its ids and what it is ranked by;
 a text, named once per shard, leaves a 64-bit hash of its folded form and, when it is long enough,
@@ -7,15 +7,14 @@ labelled data sets never meet: their hashes are salted with what parts them.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from datagen.fold import fold, form_keys, plain
-from datagen.minhash import BANDS, text_bands
+from datagen.minhash import BANDS, TextKeys, mix, text_keys
 from datagen.schema import (
     document_id,
     format_document,
@@ -45,7 +44,7 @@ TEXT_KEYS = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("form", pa.uint64(), nullable=False),
-        pa.field("bands", pa.list_(pa.uint32(), BANDS)),
+        *(pa.field(f"band_{band:02}", pa.uint32()) for band in range(BANDS)),
     ]
 )
 _COLUMNS = {
@@ -61,9 +60,8 @@ def key_unit(unit: Mapping[str, Any]) -> UnitResult:
     """The keys of one shard of pairs, or of an earlier step's queries or documents."""
     rows = open_unit(unit)
     columns = [rows[name].to_pylist() for name in _COLUMNS[unit["table"]]]
-    tables = {}
     if unit["table"] == "pairs":
-        tables["pair_keys"], texts = _pairs(rows, zip(*columns, strict=True), unit["index"])
+        keys, texts = _pairs(zip(*columns, strict=True))
     elif unit["table"] == "queries":
         texts = [
             ("query", i, OWN, known, _group(task, source), text)
@@ -74,7 +72,10 @@ def key_unit(unit: Mapping[str, Any]) -> UnitResult:
             ("document", i, OWN, known, "", format_document(title, text))
             for i, (known, title, text) in enumerate(zip(*columns, strict=True))
         ]
-    tables["text_keys"] = _text_keys(texts, unit["index"], backend=unit["backend"])
+    table, sizes = _text_keys(texts, unit["index"], backend=unit["backend"])
+    tables = {"text_keys": table}
+    if unit["table"] == "pairs":
+        tables["pair_keys"] = _pair_keys(rows, keys, sizes, unit["index"])
     return UnitResult(tables=tables)
 
 
@@ -84,8 +85,9 @@ def _group(task: str, source: str) -> str:
 
 
 def _pairs(
-    rows: pa.Table, pairs: Iterable[tuple], index: int
-) -> tuple[pa.Table, list[tuple[str, int, int, str, str, str]]]:
+    pairs: Iterable[tuple],
+) -> tuple[list[tuple[str, str, list[str]]], list[tuple[str, int, int, str, str, str]]]:
+    """(query_id, doc_id, ids of negatives) of every pair, and all their texts."""
     keys, texts = [], []
     for i, (task, source, query, title, text, negatives, language, script) in enumerate(pairs):
         scope = query_scope(task, source, join_language(language, script))
@@ -97,19 +99,24 @@ def _pairs(
             given.append(document_id(negative["title"], negative["text"]))
             whole = format_document(negative["title"], negative["text"])
             texts.append(("document", i, k, given[-1], "", whole))
-        keys.append((i, query_key, doc_key, given))
-    columns = [list(column) for column in zip(*keys, strict=True)]
+        keys.append((query_key, doc_key, given))
+    return keys, texts
+
+
+def _pair_keys(
+    rows: pa.Table,
+    keys: Sequence[tuple[str, str, list[str]]],
+    sizes: Mapping[tuple[str, str], int],
+    index: int,
+) -> pa.Table:
+    queries, documents, negatives = zip(*keys, strict=True)
+    size = [
+        sizes["query", query] + sizes["document", document]
+        for query, document in zip(queries, documents, strict=True)
+    ]
     units = np.full(rows.num_rows, index, dtype=np.int32)
-    arrays = [units, columns[0], rows["source"], rows["origin"], *columns[1:3]]
-    arrays += [_sizes(rows), _contents(rows), columns[3]]
-    return pa.table(arrays, schema=PAIR_KEYS), texts
-
-
-def _sizes(rows: pa.Table) -> pa.Array:
-    frame = pl.from_arrow(rows.select(["query", "title", "text"]))
-    assert isinstance(frame, pl.DataFrame)
-    lengths = [plain(pl.col(n).fill_null("")).str.len_chars().cast(pl.Int64) for n in frame.columns]
-    return pa.array(frame.select(pl.sum_horizontal(lengths).alias("size"))["size"].to_numpy())
+    arrays = [units, range(rows.num_rows), rows["source"], rows["origin"], queries, documents, size]
+    return pa.table([*arrays, _contents(rows), negatives], schema=PAIR_KEYS)
 
 
 def _contents(rows: pa.Table) -> list[int]:
@@ -125,40 +132,38 @@ def _hash64(text: str) -> int:
 
 def _text_keys(
     texts: Iterable[tuple[str, int, int, str, str, str]], index: int, *, backend: str
-) -> pa.Table:
-    """Keys of the distinct texts among (side, row, part, id, group, text)."""
+) -> tuple[pa.Table, dict[tuple[str, str], int]]:
+    """Keys of the distinct texts among (side, row, part, id, group, text), and their sizes."""
     distinct = {(text[0], text[3]): text for text in reversed(list(texts))}
     sides, rows, parts, ids, groups, raw = zip(*distinct.values(), strict=True)
-    column = pl.Series("text", raw, dtype=pl.String)
-    forms = fold(column)
-    sizes = column.to_frame().select(plain(pl.col("text")).str.len_chars())["text"]
-    where, bands = text_bands(forms, backend=backend)
-    salts = [_hash64(f"{side}\x1f{group}") for side, group in zip(sides, groups, strict=True)]
-    bands ^= (np.array(salts, dtype=np.uint64)[where] >> np.uint64(32)).astype(np.uint32)[:, None]
-    columns = [
-        pa.array(np.full(len(ids), index, dtype=np.int32)),
-        *(pa.array(column, pa.int32()) for column in (rows, parts)),
-        pa.array(sides),
-        pa.array(ids),
-        pa.array(sizes.to_numpy().astype(np.int64)),
-        pa.array(
-            [
-                _hash64(f"{salt}\x1f{key}")
-                for salt, key in zip(salts, form_keys(forms), strict=True)
-            ],
-            pa.uint64(),
-        ),
-        _optional_rows(bands, where, len(ids)),
-    ]
-    return pa.table(columns, schema=TEXT_KEYS)
-
-
-def _optional_rows(matrix: np.ndarray, where: np.ndarray, count: int) -> pa.FixedSizeListArray:
-    """A column of `count` rows that has the matrix's rows at `where` and null elsewhere."""
-    values = np.zeros((count, matrix.shape[1]), dtype=matrix.dtype)
-    values[where] = matrix
-    missing = np.ones(count, dtype=bool)
-    missing[where] = False
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(values.ravel()), matrix.shape[1], mask=pa.array(missing)
+    keys = text_keys(pl.Series("text", raw, dtype=pl.String), backend=backend)
+    salts = np.array(
+        [_hash64(f"{side}\x1f{group}") for side, group in zip(sides, groups, strict=True)],
+        np.uint64,
     )
+    columns = {
+        "unit": np.full(len(ids), index, dtype=np.int32),
+        "row": rows,
+        "part": parts,
+        "side": sides,
+        "id": ids,
+        "size": keys.sizes,
+        "form": mix(mix(keys.form[:, 0] ^ salts) + keys.form[:, 1]),
+        **_bands(keys, salts, len(ids)),
+    }
+    arrays = [pa.array(columns[field.name], field.type) for field in TEXT_KEYS]
+    sizes = dict(zip(distinct, keys.sizes.tolist(), strict=True))
+    return pa.table(arrays, schema=TEXT_KEYS), sizes
+
+
+def _bands(keys: TextKeys, salts: np.ndarray, count: int) -> dict[str, pa.Array]:
+    """The band hashes as columns, null for the texts that have none."""
+    found = keys.bands ^ (salts[keys.where] >> np.uint64(32)).astype(np.uint32)[:, None]
+    missing = np.ones(count, dtype=bool)
+    missing[keys.where] = False
+    columns = {}
+    for band in range(BANDS):
+        values = np.zeros(count, dtype=np.uint32)
+        values[keys.where] = found[:, band]
+        columns[f"band_{band:02}"] = pa.array(values, mask=missing)
+    return columns

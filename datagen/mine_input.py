@@ -12,15 +12,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from datagen.fold import fold
-from datagen.minhash import candidate_pairs, text_bands, verified
+from datagen.duplicates import find_duplicates
 from datagen.schema import DOCUMENT, QUERY, UserError, query_id, rejected_row
 from datagen.sources.files import read_rows
 from datagen.steps import Context, LedgerRow, Step
@@ -236,16 +232,8 @@ def _clusters(ids: list[str], texts: list[str]) -> list[str]:
 
     Chains of near-duplicates are one cluster: whatever resembles a positive is in the positive's.
     """
-    folded = fold(pl.Series(texts, dtype=pl.String))
-    forms = folded.unique(maintain_order=True)
-    rows, bands = text_bands(forms)
-    pairs = rows[candidate_pairs(bands)]
-    if len(pairs):
-        pairs, _ = verified(forms, pairs, similarity=SIMILARITY)
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(forms),) * 2)
-    component = connected_components(graph, directed=False)[1]
-    of_form = dict(zip(forms, component.tolist(), strict=True))
-    return _first_with_same(ids, [of_form[form] for form in folded])
+    first, _, _ = find_duplicates(pl.Series(texts, dtype=pl.String), similarity=SIMILARITY)
+    return [ids[i] for i in first]
 
 
 def _table(schema: pa.Schema, count: int, **columns: Any) -> pa.Table:

@@ -1,36 +1,22 @@
 """Remove duplicate rows from plain files: the command `datagen dedup`.
 
-The first row of a text stays; later ones go when their text is equal (white space and Unicode form
-aside: exact) or a near-duplicate of a row that stays (see `minhash`). Every removed row resembles
-the very row that it names, not just another removed one. All texts are in memory at once.
+Of texts that are equal (white space and Unicode form aside: exact) or near-duplicates (see
+`minhash`), directly or through others, the first row stays. The rows are in memory once, and beside
+them some 250 bytes a text: forms are folded piece by piece and again for what bands propose.
 """
 
-import io
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from datagen.fold import fold_plain, form_keys, plain
-from datagen.minhash import (
-    BANDS,
-    candidate_pairs,
-    check_options,
-    leaders,
-    text_bands,
-    verified,
-)
+from datagen.duplicates import find_duplicates
+from datagen.minhash import DEFAULT_BACKEND, check_options
 from datagen.schema import QUARANTINE, UserError, rejected_row
 from datagen.sources.files import read_rows
-from datagen.store import Folder
-
-PIECE = 1 << 14  # texts that a thread works on at once: bounds what is in memory beside the texts
+from datagen.store import Folder, write_parquet
 
 
 def dedup_files(
@@ -39,13 +25,14 @@ def dedup_files(
     *,
     text_column: str = "text",
     similarity: float = 0.8,
-    backend: str = "rensa",
+    backend: str = DEFAULT_BACKEND,
 ) -> dict[str, Any]:
     """Write kept.parquet, removed.parquet and, where rows had no text, quarantine.parquet.
 
     removed has `id` (if the input has one), `row` (position among the readable rows of all inputs),
     `duplicate_of` (id, else row, of the row that stays), `duplicate_of_row`, `similarity` (Jaccard
-    of the shingles; 1.0 when equal) and `kind` (exact or near). Returns the counts.
+    of the shingles of both; 1.0 when equal, below the threshold where rows between connect them)
+    and `kind` (exact or near). Returns the counts.
     """
     check_options(backend, similarity)
     rows, rejected = read_rows(inputs)
@@ -53,13 +40,13 @@ def dedup_files(
     usable = (texts.is_not_null() & (texts.str.strip_chars() != "")).to_numpy()
     rejected += rejected_texts(rows, np.flatnonzero(~usable), text_column, source=inputs[0])
     positions = np.flatnonzero(usable)
-    leader, scores, exact = find_duplicates(
-        texts.gather(positions), similarity=similarity, backend=backend
-    )
-    stays = leader == np.arange(len(leader))
-    removed = _removed(rows, positions, leader, scores, exact)
-    folder = Folder(output)
-    write_parquet(folder, "kept.parquet", rows.take(pa.array(positions[stays])))
+    texts = texts if usable.all() else texts.gather(positions)
+    first, scores, exact = find_duplicates(texts, similarity=similarity, backend=backend)
+    stays = first == np.arange(len(first))
+    removed = _removed(rows, positions, first, scores, exact)
+    folder, keep = Folder(output), np.zeros(rows.num_rows, dtype=bool)
+    keep[positions[stays]] = True
+    write_parquet(folder, "kept.parquet", rows, keep=keep)
     write_parquet(folder, "removed.parquet", removed)
     write_quarantine(folder, rejected)
     return {
@@ -72,54 +59,11 @@ def dedup_files(
     }
 
 
-def find_duplicates(
-    texts: pl.Series, *, similarity: float, backend: str = "rensa"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each text the position of the one that stays for it, their Jaccard, and whether equal."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        same = _concat(pool.map(_plain, _pieces(texts)))
-        first = _first(same)
-        distinct = np.flatnonzero(first == np.arange(len(first)))
-        folded = _concat(pool.map(fold_plain, _pieces(same.gather(distinct))))
-        forms = _first(form_keys(folded))
-        heads = np.flatnonzero(forms == np.arange(len(forms)))
-        parts = pool.map(partial(text_bands, backend=backend), _pieces(folded.gather(heads)))
-        banded = [(heads[where + i * PIECE], bands) for i, (where, bands) in enumerate(parts)]
-    where = np.concatenate([heads[:0], *(rows for rows, _ in banded)])
-    bands = np.concatenate([np.empty((0, BANDS), np.uint32), *(part for _, part in banded)])
-    pairs = where[candidate_pairs(bands)]
-    edges, jaccard = verified(folded, pairs, similarity=similarity)
-    led = leaders(len(folded), edges)[forms]
-    scores = pl.DataFrame({"one": edges[:, 0], "other": edges[:, 1], "jaccard": jaccard})
-    ends = pl.DataFrame({"one": led, "other": forms})
-    found = ends.join(scores, on=["one", "other"], how="left", maintain_order="left")["jaccard"]
-    back = np.searchsorted(distinct, first)
-    return distinct[led][back], found.fill_null(1.0).to_numpy()[back], distinct[led][back] == first
-
-
-def _pieces(texts: pl.Series) -> Iterator[pl.Series]:
-    return (texts.slice(start, PIECE).rechunk() for start in range(0, len(texts), PIECE))
-
-
-def _concat(pieces: Iterable[pl.Series]) -> pl.Series:
-    return pl.concat([pl.Series("text", [], pl.String), *pieces], rechunk=True)
-
-
-def _plain(texts: pl.Series) -> pl.Series:
-    return texts.alias("text").to_frame().select(plain(pl.col("text")))["text"]
-
-
-def _first(values: pl.Series) -> np.ndarray:
-    """For each value the position of the first one equal to it."""
-    frame = values.alias("value").to_frame().with_row_index("at")
-    return frame.select(pl.col("at").first().over("value"))["at"].to_numpy().astype(np.int64)
-
-
 def _removed(
-    rows: pa.Table, positions: np.ndarray, leader: np.ndarray, scores: np.ndarray, exact: np.ndarray
+    rows: pa.Table, positions: np.ndarray, first: np.ndarray, scores: np.ndarray, exact: np.ndarray
 ) -> pa.Table:
-    gone = np.flatnonzero(leader != np.arange(len(leader)))
-    row, of_row = pa.array(positions[gone]), pa.array(positions[leader[gone]])
+    gone = np.flatnonzero(first != np.arange(len(first)))
+    row, of_row = pa.array(positions[gone]), pa.array(positions[first[gone]])
     has_ids = "id" in rows.schema.names
     columns: dict[str, Any] = {"id": rows["id"].take(row)} if has_ids else {}
     columns["row"] = row
@@ -157,13 +101,6 @@ def rejected_texts(
         error = f"{column} is {'null' if row[column] is None else 'blank'}"
         rejected.append(rejected_row(record, reason=reason, error=error))
     return rejected
-
-
-def write_parquet(folder: Folder, name: str, rows: pa.Table) -> None:
-    """Write a table as one Parquet file, whole or not at all."""
-    sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd")
-    folder.write_bytes(name, sink.getvalue())
 
 
 def write_quarantine(folder: Folder, rejected: Sequence[dict[str, Any]]) -> None:

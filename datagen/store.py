@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 from datagen.schema import SCHEMA_VERSION, UserError, check_schema
 
 MANIFEST = "manifest.json"
+PARQUET_ROWS = 65_536  # of a row group
 BATCH_ROWS = 4096  # rows per Arrow record batch inside a shard; keeps string offsets below 2 GiB
 
 
@@ -87,22 +89,30 @@ class Folder:
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
         """Write a file so that it is there whole or not at all."""
+        with self.writing(name) as stream:
+            stream.write(data)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """A stream into a file that is there whole, or after an error not at all."""
         if not self.is_local:
-            self._write(self.path(name), data)
+            try:
+                with self.filesystem.open_output_stream(self.path(name)) as stream:
+                    yield stream
+            except BaseException:
+                self.delete(name)  # closing the stream has uploaded a part of the file
+                raise
             return
         target = Path(self.path(name))
         with _disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
             try:
-                self._write(str(temporary), data)
+                with self.filesystem.open_output_stream(str(temporary)) as stream:
+                    yield stream
                 os.replace(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
-
-    def _write(self, path: str, data: bytes | pa.Buffer) -> None:
-        with self.filesystem.open_output_stream(path) as stream:
-            stream.write(data)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
@@ -259,11 +269,20 @@ def write_manifest(folder: Folder, manifest: Manifest) -> None:
     folder.write_json(MANIFEST, {**dataclasses.asdict(manifest), "digest": manifest.digest})
 
 
-def write_parquet(folder: Folder, name: str, table: pa.Table) -> None:
-    """Write a table as one Parquet file, whole or not at all: what the file commands leave."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    folder.write_bytes(name, sink.getvalue())
+def write_parquet(
+    folder: Folder, name: str, rows: pa.Table, *, keep: np.ndarray | None = None
+) -> None:
+    """Write a table, or its rows where `keep`, as one Parquet file: what the file commands leave.
+
+    Batch by batch, so that no second copy of the rows is in memory.
+    """
+    with folder.writing(name) as sink, pq.ParquetWriter(sink, rows.schema, compression="zstd") as w:
+        for start in range(0, max(rows.num_rows, 1), PARQUET_ROWS):
+            part = rows.slice(start, PARQUET_ROWS)
+            if keep is not None:
+                part = part.filter(pa.array(keep[start : start + PARQUET_ROWS]))
+            if part.num_rows or not start:
+                w.write_table(part)
 
 
 def read_manifest(folder: Folder) -> Manifest:
