@@ -37,13 +37,14 @@ _START, _SPACE, _OPEN, _REST = 0, 1, 2, 3  # what precedes a hyphen
 def compiled(function: Any) -> Any:
     """Compiled at the first call, kept on disk, run without the GIL.
 
-    What is kept is dated by its own file alone: after a change here, touch the files that call it.
+    Types are inferred, hence not written. What is kept is dated by its own file alone: after a
+    change here, touch the files that call it.
     """
     return numba.njit(cache=True, nogil=True, boundscheck=False)(function)
 
 
 @compiled
-def decode(data: np.ndarray, at: int) -> tuple[int, int]:
+def decode(data, at):
     """The code point at a byte, and the byte after it."""
     first = np.int64(data[at])
     if first < 0x80:
@@ -58,7 +59,7 @@ def decode(data: np.ndarray, at: int) -> tuple[int, int]:
 
 
 @compiled
-def _encode(point: int, out: np.ndarray, at: int) -> int:
+def _encode(point, out, at):
     if point < 0x80:
         out[at] = point
         return at + 1
@@ -75,28 +76,28 @@ def _encode(point: int, out: np.ndarray, at: int) -> int:
 
 
 @compiled
-def _composes(pairs: np.ndarray, first: int, second: int) -> bool:
+def _composes(pairs, first, second):
     pair = first << 21 | second
     at = np.searchsorted(pairs, pair)
     return at < len(pairs) and pairs[at] == pair
 
 
 @compiled
-def blend(value: np.uint64, part: np.uint64) -> np.uint64:
+def blend(value, part):
     """The hash of a sequence and one more part of it."""
     value = (value ^ part) * _ONE
     return value ^ (value >> np.uint64(29))
 
 
 @compiled
-def blend_other(value: np.uint64, part: np.uint64) -> np.uint64:
+def blend_other(value, part):
     """A second hash beside `blend`'s, for 128 bits."""
     value = (value ^ part) * _OTHER
     return value ^ (value >> np.uint64(31))
 
 
 @compiled
-def finish(value: np.uint64) -> np.uint64:
+def finish(value):
     """The finaliser of SplitMix64: every input bit reaches every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
