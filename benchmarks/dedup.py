@@ -1,28 +1,39 @@
 """Near-duplicate removal, ours beside datatrove and datasketch on the same real texts.
 
-    python benchmarks/dedup.py TABLE... [--texts 300000] [--peer-texts 20000] [--peer-python PYTHON]
+    python benchmarks/dedup.py TABLE... [--texts 300000] [--peer-texts 20000]
+        [--peer-python PYTHON] [--grow 100000 300000 1000000 3000000] [--output FILE.md]
 
 Reads the text columns of Parquet tables, takes distinct rows of at least 40 characters in the order
-of their hash, and times whole runs from Parquet to Parquet, each in a process of its own. datatrove
-needs its own environment (`--peer-python`, with `datatrove[processing,io]`), runs its four
-stages with its defaults on as many local tasks as there are cores, and is timed on `--peer-texts`
-texts: its rate does not depend on their number. Recall and precision are against brute force over
-the Jaccard of all pairs of a sample into which edited copies were put.
+of their hash, and times whole runs from Parquet to Parquet, each in a process of its own: on the
+texts as they are, and on passages of 1,000 characters that are joined from them. datatrove needs
+its own environment (`--peer-python`, with `datatrove[processing,io]`), runs its four stages with
+its defaults on as many local tasks as there are cores. Peers are timed on `--peer-texts` texts:
+their rates do not rise with the number. Recall and precision are against brute force over the
+Jaccard of all pairs of a sample into which edited copies were put.
+
+`--grow` times ours on ever more texts, made by crossing halves of real ones and editing a twentieth
+lightly, and draws time and memory beside the output.
 """
 
 import argparse
+import contextlib
+import datetime
 import hashlib
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -92,15 +103,24 @@ def edited(text: str, draw: random.Random) -> str:
 
 
 def timed(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak resident GiB of a command (of its first process)."""
-    start = time.perf_counter()
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    """Seconds of a command, and the peak of the resident GiB of it and its children together."""
+    start, peak = time.perf_counter(), 0
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, _resident(process))
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(0.02)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return time.perf_counter() - start, usage.ru_maxrss / 2**20
+    return time.perf_counter() - start, peak / 2**30
+
+
+def _resident(process: psutil.Popen) -> int:
+    size = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in [process, *process.children(recursive=True)]:
+            size += one.memory_info().rss
+    return size
 
 
 def ours(given: Path, out: Path) -> list[str]:
@@ -111,7 +131,7 @@ def ours(given: Path, out: Path) -> list[str]:
 def accuracy(texts: Sequence[str], place: Path) -> dict[str, float]:
     """Recall and precision of what `datagen dedup` removes, against all pairs of a sample."""
     from datagen.fold import fold
-    from datagen.minhash import shingles
+    from datagen.shingles import shingles
 
     draw = random.Random(0)
     rows = list(texts[:SAMPLE])
@@ -144,6 +164,136 @@ def accuracy(texts: Sequence[str], place: Path) -> dict[str, float]:
     }
 
 
+def passages(texts: Sequence[str], length: int) -> list[str]:
+    """The texts joined, in their order, to passages of `length` characters."""
+    joined, room = [], []
+    size = 0
+    for text in texts:
+        room.append(text)
+        size += len(text) + 1
+        if size >= length:
+            joined.append(" ".join(room)[:length])
+            room, size = [], 0
+    return joined
+
+
+def crossed(texts: Sequence[str], count: int) -> Iterator[str]:
+    """`count` texts: halves of two each; every twentieth is its predecessor with a word changed."""
+    draw, before = random.Random(0), ""
+    for i in range(count):
+        if i % 20 == 19:
+            words = before.split(" ")
+            words[draw.randrange(len(words))] = "changed"
+            yield " ".join(words)
+            continue
+        one = texts[i % len(texts)]
+        other = texts[(i + 7919 * (1 + i // len(texts))) % len(texts)]
+        before = one[: len(one) // 2] + other[len(other) // 2 :]
+        yield before
+
+
+def grow(texts: Sequence[str], counts: Sequence[int], place: Path) -> list[dict[str, Any]]:
+    """Seconds and memory of ours on ever more texts."""
+    rows = []
+    few, out = place / "few.parquet", place / "grown"
+    pq.write_table(pa.table({"text": texts[:1000]}), few)
+    timed(ours(few, out))  # compiles, where nothing is compiled yet
+    _, base = timed(ours(few, out))
+    for count in counts:
+        given = place / f"{count}.parquet"
+        table = pa.table({"text": pa.array(crossed(texts, count), pa.large_string())})
+        pq.write_table(table, given, row_group_size=65_536)
+        size = table["text"].nbytes / 2**30
+        seconds, peak = timed(ours(given, out))
+        beyond = (peak - base - size) * 2**30 / count
+        given.unlink()
+        row = {
+            "texts": count,
+            "seconds": round(seconds, 1),
+            "texts_per_s": round(count / seconds),
+            "text_gib": round(size, 2),
+            "peak_gib": round(peak, 2),
+            "bytes_a_text_beyond": round(beyond),
+        }
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def draw_growth(rows: Sequence[Mapping[str, Any]], name: Path) -> None:
+    """Time and memory over the number of texts, as one PNG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    counts = [row["texts"] / 1e6 for row in rows]
+    axes[0].plot(counts, [row["seconds"] for row in rows], "o-")
+    axes[0].set(xlabel="texts (millions)", ylabel="seconds, whole process", xlim=0, ylim=0)
+    axes[1].plot(counts, [row["peak_gib"] for row in rows], "o-", label="peak")
+    axes[1].plot(counts, [row["text_gib"] for row in rows], "o--", label="the text itself")
+    axes[1].set(xlabel="texts (millions)", ylabel="GiB", xlim=0, ylim=0)
+    axes[1].legend()
+    figure.savefig(name, dpi=120)
+
+
+def compared(
+    texts: Sequence[str], place: Path, *, few: int, peer_python: str | None
+) -> list[dict[str, Any]]:
+    """Rates of ours on all texts and of the peers on `few` of them."""
+    place.mkdir()
+    cores = len(os.sched_getaffinity(0))
+    everything, parts, one = place / "all.parquet", place / "few", place / "one.parquet"
+    parts.mkdir()
+    pq.write_table(pa.table({"text": texts}), everything)
+    pq.write_table(pa.table({"text": texts[:few]}), one)
+    size = -(-few // cores)
+    for i in range(cores):
+        rows = texts[i * size : min((i + 1) * size, few)]
+        ids = [str(i * size + k) for k in range(len(rows))]
+        pq.write_table(pa.table({"id": ids, "text": rows}), parts / f"{i}.parquet")
+    timed(ours(one, place / "ours"))  # compiles, where nothing is compiled yet
+    runs: dict[str, tuple[int, Sequence[str]]] = {
+        "embedmix": (len(texts), ours(everything, place / "ours")),
+        "datasketch": (
+            few,
+            [sys.executable, "-c", DATASKETCH, str(one), str(place / "kept.parquet")],
+        ),
+    }
+    if peer_python:
+        (place / "peer.py").write_text(DATATROVE)
+        command = [peer_python, f"{place}/peer.py", str(parts), f"{place}/peer", str(cores)]
+        runs["datatrove"] = (few, command)
+    rows: list[dict[str, Any]] = []
+    characters = sum(map(len, texts)) / len(texts)
+    runs_of = {"embedmix": 3, "datasketch": 1, "datatrove": 1}
+    for name, (count, command) in runs.items():
+        seconds, gib = sorted(timed(command) for _ in range(runs_of[name]))[runs_of[name] // 2]
+        rows.append(
+            {
+                "name": name,
+                "characters": round(characters),
+                "texts": count,
+                "seconds": round(seconds, 1),
+                "texts_per_s": round(count / seconds),
+                "peak_gib": round(gib, 2),
+                "ours_is_times": round(rows[0]["texts_per_s"] / (count / seconds), 1)
+                if rows
+                else 1.0,
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[n]) for n in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -152,46 +302,54 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=300_000)
     parser.add_argument("--peer-texts", type=int, default=20_000)
     parser.add_argument("--peer-python", help="python of an environment with datatrove")
+    parser.add_argument("--grow", type=int, nargs="*", default=(), metavar="N")
+    parser.add_argument("--output", type=Path, help="a Markdown file; the plot goes beside it")
     arguments = parser.parse_args()
     texts = real_texts(arguments.tables, arguments.texts)
-    cores = len(os.sched_getaffinity(0))
+    peers = {"few": arguments.peer_texts, "peer_python": arguments.peer_python}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        (place / "few").mkdir()
-        everything, few = place / "all.parquet", place / "few"
-        pq.write_table(pa.table({"text": texts}), everything)
-        part = -(-arguments.peer_texts // cores)
-        for i in range(cores):
-            rows = texts[i * part : min((i + 1) * part, arguments.peer_texts)]
-            ids = [str(i * part + k) for k in range(len(rows))]
-            pq.write_table(pa.table({"id": ids, "text": rows}), few / f"{i}.parquet")
-        pq.write_table(pa.table({"text": texts[: arguments.peer_texts]}), place / "one.parquet")
-        runs = {
-            "embedmix": (len(texts), ours(everything, place / "ours")),
-            "datasketch": (
-                arguments.peer_texts,
-                [sys.executable, "-c", DATASKETCH, f"{place}/one.parquet", f"{place}/kept.parquet"],
-            ),
-        }
-        if arguments.peer_python:
-            (place / "peer.py").write_text(DATATROVE)
-            command = [arguments.peer_python, f"{place}/peer.py", str(few), f"{place}/peer"]
-            runs["datatrove"] = (arguments.peer_texts, [*command, str(cores)])
-        rates: dict[str, float] = {}
-        for name, (count, command) in runs.items():
-            seconds, gib = timed(command)
-            rates[name] = count / seconds
-            figures = {
-                "name": name,
-                "texts": count,
-                "seconds": round(seconds, 1),
-                "texts_per_s": round(count / seconds),
-                "peak_gib": round(gib, 2),
-                "ours_is_times": round(rates["embedmix"] / rates[name], 1),
-            }
-            print(json.dumps(figures), flush=True)
-        characters = sum(map(len, texts)) / len(texts)
-        print(json.dumps({"mean_characters": round(characters), **accuracy(texts, place)}))
+        found = accuracy(texts, place)
+        print(json.dumps(found), flush=True)
+        tables = [compared(texts, place / "short", **peers)]
+        tables.append(compared(passages(texts, 1000), place / "long", **peers))
+        grown = grow(texts, arguments.grow, place) if arguments.grow else []
+    if not arguments.output:
+        return
+    # Paths are of this machine: the command is written with names instead.
+    command = "python benchmarks/dedup.py TABLE... --peer-python PYTHON"
+    if grown:
+        command += " --grow " + " ".join(map(str, arguments.grow))
+        draw_growth(grown, arguments.output.with_suffix(".png"))
+    parts = [
+        f"# Near-duplicate removal, {datetime.date.today()}",
+        f"`{command}` on {machine()}. Whole processes, from Parquet to Parquet; ours: median of "
+        f"three. {len(texts):,} distinct real texts as they are, then joined to passages of 1,000 "
+        "characters. datatrove: four stages, its defaults, as many local tasks as cores; "
+        "datasketch: MinHashLSH, 128 permutations, one process. Memory: all processes together.",
+        *map(markdown, tables),
+        f"Against brute force over all pairs of {SAMPLE:,} texts and {EDITED:,} edited copies "
+        f"({found['near_duplicates']:,} near-duplicates of Jaccard 0.8 or more): recall "
+        f"{found['recall']}, precision {found['precision']}.",
+    ]
+    if grown:
+        parts += [
+            "Growth, on texts crossed from real ones. Memory beyond the text is the peak less the "
+            "text and less the peak with 1,000 texts (the libraries), a text.",
+            markdown(grown),
+            f"![time and memory]({arguments.output.with_suffix('.png').name})",
+        ]
+    arguments.output.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    cores, memory = (
+        len(os.sched_getaffinity(0)),
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
+    versions = f"Python {platform.python_version()}, polars {version('polars')}"
+    return f"{cores} cores of {platform.machine()}, {memory / 2**30:.0f} GiB, {versions}"
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ import numpy as np
 import polars as pl
 
 from datagen.minhash import (
+    BANDS,
     DEFAULT_BACKEND,
-    TextKeys,
     candidate_pairs,
     components,
     text_keys,
     verified,
 )
 
-PIECE = 1 << 14  # texts that a thread works on at once: bounds what is in memory beside the texts
-PAIRS = 1 << 15  # candidates verified at once
+PIECE = 1 << 13  # texts that a thread works on at once: bounds what is in memory beside the texts
+PAIRS = 1 << 14  # candidates verified at once
 
 
 def find_duplicates(
@@ -30,43 +30,80 @@ def find_duplicates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each text the position of the one that stays for it, their Jaccard, and whether equal."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        plain, form, _, where, bands = _keys(texts, backend, pool)
-        same, form = _first(plain), _first(form)
-        heads = np.flatnonzero(form[where] == where)
-        pairs = where[heads][candidate_pairs(bands[heads])]
+        same, form, pairs = _proposed(texts, backend, pool)
         verify = partial(_verified, texts, similarity=similarity)
-        edges = np.concatenate([pairs[:0], *pool.map(verify, _together(pairs, len(texts)))])
-    first = components(len(texts), edges)[form]
-    scores, changed = np.ones(len(texts)), np.flatnonzero(form != first)
-    scores[changed] = _similarities(texts, np.stack([first, form], axis=1)[changed])
-    return first, scores, same == first
+        parts = [(pairs[:0], np.empty(0)), *pool.map(verify, _together(pairs, len(texts)))]
+        edges, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+        first = components(len(texts), edges)[form]
+        jaccard = _known(edges, scores, first, form)
+        chained = np.flatnonzero(np.isnan(jaccard))  # only others connect them
+        ends = np.stack([first, form], axis=1)
+        for start in range(0, len(chained), PIECE):
+            some = chained[start : start + PIECE]
+            jaccard[some] = _similarities(texts, ends[some])
+    return first, jaccard, same == first
 
 
-def _keys(texts: pl.Series, backend: str, pool: ThreadPoolExecutor) -> TextKeys:
-    starts = range(0, max(len(texts), 1), PIECE)
-    parts = list(
-        pool.map(lambda start: text_keys(texts.slice(start, PIECE), backend=backend), starts)
-    )
-    where = [keys.where + start for keys, start in zip(parts, starts, strict=True)]
-    columns = dict(zip(TextKeys._fields, zip(*parts, strict=True), strict=True))
-    return TextKeys(**{n: np.concatenate(c) for n, c in {**columns, "where": where}.items()})
+def _proposed(
+    texts: pl.Series, backend: str, pool: ThreadPoolExecutor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each text the first that is plainly equal and the first of its form; pairs of firsts that
+    share a band."""
+    plain, form = np.empty((2, len(texts), 2), np.uint64)
+    bands, signed = np.empty((len(texts), BANDS), np.uint32), np.zeros(len(texts), bool)
+
+    def work(start: int) -> None:
+        keys = text_keys(texts.slice(start, PIECE), backend=backend)
+        piece = slice(start, start + len(keys.plain))
+        plain[piece], form[piece] = keys.plain, keys.form
+        bands[start + keys.where] = keys.bands
+        signed[start + keys.where] = True
+
+    list(pool.map(work, range(0, len(texts), PIECE)))
+    first = _first(form)
+    heads = np.flatnonzero(signed & (first == np.arange(len(texts))))
+    if len(heads) < len(texts):
+        bands = bands[heads]
+    return _first(plain), first, heads[candidate_pairs(bands)]
+
+
+def _first(hashes: np.ndarray) -> np.ndarray:
+    """For each row of hashes [n, 2] the position of the first one equal to it."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: the first of equals comes first
+    starts = np.ones(len(order), bool)
+    starts[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[starts][np.cumsum(starts) - 1]
+    return first
 
 
 def _together(pairs: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """The pairs in parts of about PIECE; those that others connect lie together, so that a text is
-    folded once and not for each of its pairs."""
+    """The pairs in parts; those that others connect lie together, so that a text is folded once and
+    not for each of its pairs."""
     order = np.argsort(components(count, pairs)[pairs[:, 0]], kind="stable")
     for start in range(0, len(pairs), PAIRS):
         yield pairs[order[start : start + PAIRS]]
 
 
-def _verified(texts: pl.Series, pairs: np.ndarray, *, similarity: float) -> np.ndarray:
+def _verified(
+    texts: pl.Series, pairs: np.ndarray, *, similarity: float
+) -> tuple[np.ndarray, np.ndarray]:
     from datagen.fold_kernel import fold_texts
 
     rows, local = np.unique(pairs, return_inverse=True)
     folded = fold_texts(texts.gather(rows))
-    near, _ = verified(folded, local.reshape(-1, 2), similarity=similarity)
-    return rows[near]
+    near, scores = verified(folded, local.reshape(-1, 2), similarity=similarity)
+    return rows[near], scores
+
+
+def _known(
+    edges: np.ndarray, scores: np.ndarray, first: np.ndarray, form: np.ndarray
+) -> np.ndarray:
+    """The Jaccard of each form with its first: 1.0 for itself, NaN where no edge joins the two."""
+    ends = pl.DataFrame({"first": first, "form": form})
+    known = pl.DataFrame({"first": edges[:, 0], "form": edges[:, 1], "score": scores})
+    found = ends.join(known, on=["first", "form"], how="left", maintain_order="left")["score"]
+    return np.where(first == form, 1.0, found.fill_null(np.nan).to_numpy())
 
 
 def _similarities(texts: pl.Series, pairs: np.ndarray) -> np.ndarray:
@@ -74,11 +111,4 @@ def _similarities(texts: pl.Series, pairs: np.ndarray) -> np.ndarray:
     from datagen.shingles import similarities
 
     rows, local = np.unique(pairs, return_inverse=True)
-    folded = fold_texts(texts.gather(rows))
-    return similarities(folded, local.reshape(-1, 2))
-
-
-def _first(hashes: np.ndarray) -> np.ndarray:
-    """For each row of hashes [n, 2] the position of the first one equal to it."""
-    frame = pl.DataFrame({"a": hashes[:, 0], "b": hashes[:, 1]}).with_row_index("at")
-    return frame.select(pl.col("at").first().over("a", "b"))["at"].to_numpy().astype(np.int64)
+    return similarities(fold_texts(texts.gather(rows)), local.reshape(-1, 2))

@@ -78,6 +78,7 @@ def test_real_texts_of_all_scripts_fold_alike(shared_data):
     assert len(slow) < 0.1 * len(texts)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab c一丁", max_size=20).map(lambda t: " ".join(t.split())), max_size=8))
 def test_shingles_are_runs_of_padded_tokens(texts):
     flat, ends = shingles(column(texts))
