@@ -5,64 +5,39 @@ positives and negatives; where only the pair matches, that pair goes. A query le
 goes, too. Documents that no query names any more stay, as something to mine negatives from. How
 texts match: `contamination`. Each shard is read twice, in parallel; shards keep their place, so the
 shards of public rows are the same bytes whatever is added after them.
+
+Mode drop removes; tag keeps all rows and lists each query and document that matches, with its
+tasks, in the table `tags`; report keeps all rows and counts. In both, what drop would remove is in
+the table `matches`.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
 from datagen.contamination import (
-    NO_KEY,
+    NEAR,
     PAIRS,
     SHOWN_CHARACTERS,
-    evaluation_pairs,
-    evaluation_texts,
-    text_keys,
+    build_evaluation,
+    check_mode,
+    count_matches,
+    find_hits,
 )
+from datagen.evaluation_sets import EvaluationSet, distinct_sets, find_sets
+from datagen.match_schema import HIT, INDEX_TABLES, REMOVED, TAGS
+from datagen.near_index import Counts, NearIndex
 from datagen.row_decontaminate import decontaminate_files as decontaminate_files
-from datagen.schema import DOCUMENT, QUERY, UserError
+from datagen.schema import DOCUMENT, QUERY
 from datagen.steps import Context, LedgerRow, Step, UnitResult
 from datagen.store import Folder, open_shard
-from datagen.task_folders import find_tasks, read_task, task_digest
 from datagen.texts import joined
 
-MODES = ("drop", "report")
-REMOVED = pa.schema(
-    [
-        pa.field("query_id", pa.string()),  # null where the document matches
-        pa.field("doc_id", pa.string()),  # null where the query matches
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("task", pa.string(), nullable=False),  # name of the evaluation task
-        pa.field(
-            "kind", pa.string(), nullable=False
-        ),  # what it matches there: query, document, pair
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("matched_text", pa.string(), nullable=False),
-    ]
-)
-EVALUATION = pa.schema(
-    [
-        pa.field("key", pa.uint64(), nullable=False),
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("generic", pa.bool_(), nullable=False),
-        pa.field("matched_text", pa.string(), nullable=False),
-    ]
-)
-HIT = pa.schema(
-    [
-        pa.field("side", pa.string(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("positives", pa.list_(pa.string())),
-        *EVALUATION,
-    ]
-)
 ROWS_PER_SHARD = 65_536
+SHINGLES_PER_SHARD = 1 << 22
 
 
 def decontaminate(
@@ -70,64 +45,77 @@ def decontaminate(
     *,
     against: Sequence[str | Step],
     mode: str = "drop",
+    near: bool = True,
     name: str = "decontaminate",
 ) -> Step:
     """Write `queries` and `documents` without what matches the tasks, and `removed`.
 
-    `against` names task folders, folders of them, or steps that write some under `tasks/`. With
-    mode "report" nothing is removed, and the table of matches is called `matches`.
+    `against` names evaluation sets (see `evaluation_sets`), or steps that write task folders under
+    `tasks/`. Without `near`, only equal texts match.
     """
-    if mode not in MODES:
-        raise UserError(
-            found=f"mode {mode!r}",
-            expected="one of " + ", ".join(MODES),
-            do="choose one",
-            exit_status=2,
-        )
+    check_mode(mode)
     places = [item for item in against if isinstance(item, str)]
     steps = {f"tasks_{item.name}": item for item in against if isinstance(item, Step)}
-    folders = [folder for place in places for folder in find_tasks(place)]
-    digests: dict[str, str] = {}
-    for folder in folders:
-        task, digest = task_digest(folder)
-        if digests.setdefault(task, digest) != digest:
-            raise UserError(
-                found=f"two tasks named {task!r}, one of them {folder.uri}",
-                expected="a name of its own for each task",
-                do="rename one in its task.json, or leave one out",
-                exit_status=2,
-            )
+    sets = [found for place in places for found in find_sets(place)]
     return Step(
         name=name,
-        version=1,
-        config={"tasks": digests, "mode": mode},
+        version=2,
+        config={"tasks": distinct_sets(sets), "mode": mode, "near": near},
         inputs={"deduped": deduped, **steps},
-        work=partial(_work, [folder.uri for folder in folders]),
+        work=partial(_work, sets),
         summary="remove what evaluation tasks test with",
     )
 
 
-def _work(uris: Sequence[str], context: Context) -> None:
+def _work(sets: Sequence[EvaluationSet], context: Context) -> None:
     steps = [folder.uri for name, folder in context.inputs.items() if name != "deduped"]
-    folders = [Folder(uri) for uri in uris] + [f for uri in steps for f in find_tasks(uri)]
-    tasks = [read_task(folder) for folder in folders]
-    texts = _arrow(evaluation_texts(tasks), EVALUATION)
-    context.write("evaluation", texts, EVALUATION, rows_per_shard=ROWS_PER_SHARD)
-    index = [shard.name for shard in context.shards]
+    tasks = [found.read() for found in [*sets, *(s for uri in steps for s in find_sets(uri))]]
+    evaluation = build_evaluation(tasks, near=context.config["near"])
+    _write_index(context, evaluation.texts, evaluation.near)
+    index = {name: _names(context, name) for name in INDEX_TABLES}
     units = _units(context, {"index": index})
     context.map_units(units, match_unit, schemas={"hits": HIT}, phase="match")
-    removed = _removed(_written(context, "hits", HIT), evaluation_pairs(tasks))
-    table = "removed" if context.config["mode"] == "drop" else "matches"
+    removed = _removed(_written(context, "hits", HIT), evaluation.pairs)
+    mode = context.config["mode"]
+    table = "removed" if mode == "drop" else "matches"
     context.write(table, _arrow(removed, REMOVED), REMOVED, rows_per_shard=ROWS_PER_SHARD)
-    gone = [shard.name for shard in context.shards if shard.table == "removed"]
+    if mode == "tag":
+        context.write("tags", _arrow(_tags(removed), TAGS), TAGS, rows_per_shard=ROWS_PER_SHARD)
+    units = _units(context, {"gone": _names(context, "removed")})
     schemas = {"queries": QUERY, "documents": DOCUMENT}
-    context.map_units(_units(context, {"gone": gone}), remove_unit, schemas=schemas, phase="remove")
-    counts = removed.group_by("task", "source").len().sort("task", "source")
-    matches: dict[str, dict[str, int]] = {}
-    for task, source, count in counts.iter_rows():
-        matches.setdefault(task, {})[source] = count
+    context.map_units(units, remove_unit, schemas=schemas, phase="remove")
     names = sorted({task.name for task in tasks})
-    context.facts["decontamination"] = {"tasks": names, "matches": matches}
+    kinds = dict(removed["kind"].value_counts().sort("kind").iter_rows())
+    context.facts["decontamination"] = {
+        "tasks": names, "matches": count_matches(removed), "kinds": kinds,
+    }  # fmt: skip
+
+
+def _write_index(context: Context, texts: pl.DataFrame, near: NearIndex) -> None:
+    frames = (texts, near.texts, near.index, near.common.table)
+    for (name, schema), frame in zip(INDEX_TABLES.items(), frames, strict=True):
+        rows = SHINGLES_PER_SHARD if "shingle" in schema.names else ROWS_PER_SHARD
+        context.write(name, _arrow(frame, schema), schema, rows_per_shard=rows)
+
+
+@lru_cache(maxsize=1)
+def _read_index(uri: str, names: tuple[tuple[str, ...], ...]) -> tuple[pl.DataFrame, NearIndex]:
+    parts = zip(names, INDEX_TABLES.values(), strict=True)
+    texts, near, index, counts = (_frame(Folder(uri), shards, schema) for shards, schema in parts)
+    return texts, NearIndex(texts=near, index=index, common=Counts(counts))
+
+
+def _tags(removed: pl.DataFrame) -> pl.DataFrame:
+    keys = ["query_id", "doc_id", "source"]
+    return (
+        removed.group_by(keys)
+        .agg(
+            pl.col("task").unique().sort().alias("tasks"),
+            pl.col("kind").unique().sort().alias("kinds"),
+            pl.col("similarity").max(),
+        )
+        .sort(keys)
+    )
 
 
 def _units(context: Context, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -140,32 +128,37 @@ def _units(context: Context, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def match_unit(unit: Mapping[str, Any]) -> UnitResult:
-    """The texts of one shard that equal a text of an evaluation task."""
-    index = _frame(Folder(unit["own"]), unit["index"], EVALUATION)
+    """The texts of one shard that match a text of an evaluation task."""
+    names = tuple(tuple(unit["index"][name]) for name in INDEX_TABLES)
+    evaluation, near = _read_index(unit["own"], names)
     rows = open_shard(Folder(unit["folder"]), unit["shard"])
-    side = "query" if unit["table"] == "queries" else "document"
-    frame = pl.DataFrame({
-        "id": pl.Series(rows["query_id" if side == "query" else "doc_id"]),
-        "source": pl.Series(rows["source"]),
-        "row": range(rows.num_rows),
-    })  # fmt: skip
-    ways = (
-        [pl.Series(rows["query"])] if side == "query" else [pl.Series(rows["text"]), joined(rows)]
-    )
-    found = [
-        frame.with_columns(text_keys(way), way.str.head(SHOWN_CHARACTERS).alias("text"))
-        .filter(pl.col("key") != NO_KEY)
-        .join(index, on="key")
-        for way in ways
-    ]
-    hits = pl.concat(found).unique(["id", "task", "kind"], keep="first", maintain_order=True)
+    if unit["table"] == "queries":
+        side, texts, others = "query", pl.Series(rows["query"]), []
+    else:
+        side, texts, others = "document", pl.Series(rows["text"]), [joined(rows)]
+    found = [_shown(find_hits(texts, evaluation, near), texts)]
+    found += [_shown(find_hits(way, evaluation, _NO_INDEX), way) for way in others]
+    hits = pl.concat(found).unique(["row", "task", "kind"], keep="first", maintain_order=True)
+    places = pa.array(hits["row"].to_numpy())
     positives = (
-        pl.Series(rows["positives"].take(pa.array(hits["row"].to_numpy())))
+        pl.Series(rows["positives"].take(places))
         if side == "query"
         else pl.Series([None] * len(hits), dtype=pl.List(pl.String))
     )
-    hits = hits.with_columns(pl.lit(side).alias("side"), positives.alias("positives"))
+    hits = hits.with_columns(
+        id=pl.Series(rows["query_id" if side == "query" else "doc_id"].take(places)),
+        source=pl.Series(rows["source"].take(places)),
+        side=pl.lit(side),
+        positives=positives,
+    )
     return UnitResult(tables={"hits": _arrow(hits, HIT)})
+
+
+_NO_INDEX = NearIndex.of_none()
+
+
+def _shown(hits: pl.DataFrame, texts: pl.Series) -> pl.DataFrame:
+    return hits.with_columns(text=texts.gather(hits["row"]).str.head(SHOWN_CHARACTERS))
 
 
 def _removed(hits: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -189,15 +182,14 @@ def remove_unit(unit: Mapping[str, Any]) -> UnitResult:
     """One shard of queries or documents without what was found, and what became of its pairs."""
     gone = _frame(Folder(unit["own"]), unit["gone"], REMOVED)
     rows = open_shard(Folder(unit["folder"]), unit["shard"])
-    documents = gone.filter(pl.col("query_id").is_null())["doc_id"].unique()
+    documents = set(gone.filter(pl.col("query_id").is_null())["doc_id"])
     if unit["table"] == "documents":
-        keep = ~pl.Series(rows["doc_id"]).is_in(documents.implode())
+        keep = ~pl.Series(rows["doc_id"]).is_in(list(documents))
         return UnitResult(tables={"documents": rows.filter(keep.to_arrow())})
-    queries = gone.filter(pl.col("doc_id").is_null())["query_id"].unique()
-    pairs = _pairs(rows, set(queries), set(documents), gone.drop_nulls(["query_id", "doc_id"]))
+    pairs = _pairs(rows, gone)
     left = pairs.filter(pl.col("reason").is_null()).group_by("row").agg("doc_id").sort("row")
     kept = rows.take(pa.array(left["row"].to_numpy()))
-    lists = {"positives": left["doc_id"], "given_negatives": _without(kept, set(documents))}
+    lists = {"positives": left["doc_id"], "given_negatives": _without(kept, documents)}
     for name, values in lists.items():
         column = values.to_arrow(compat_level=pl.CompatLevel.oldest())
         at = kept.schema.get_field_index(name)
@@ -205,9 +197,7 @@ def remove_unit(unit: Mapping[str, Any]) -> UnitResult:
     return UnitResult(tables={"queries": kept}, ledger=_ledger(pairs))
 
 
-def _pairs(
-    rows: pa.Table, queries: set[str], documents: set[str], both: pl.DataFrame
-) -> pl.DataFrame:
+def _pairs(rows: pa.Table, gone: pl.DataFrame) -> pl.DataFrame:
     """All (query, positive) pairs of the rows, with the reason why one is removed."""
     frame = pl.DataFrame({
         "row": pl.Series(range(rows.num_rows), dtype=pl.Int64),
@@ -215,14 +205,19 @@ def _pairs(
         "source": pl.Series(rows["source"]),
         "doc_id": pl.Series(rows["positives"]),
     }).explode("doc_id")  # fmt: skip
-    pairs = both.select("query_id", "doc_id").unique().with_columns(both=True)
-    reason = (
-        pl.when(pl.col("query_id").is_in(list(queries))).then(pl.lit("query_match"))
-        .when(pl.col("doc_id").is_in(list(documents))).then(pl.lit("document_match"))
-        .when("both").then(pl.lit("pair_match"))
-    )  # fmt: skip
+    pairs = gone.drop_nulls(["query_id", "doc_id"]).select("query_id", "doc_id").unique()
+    near = pl.col("kind").str.starts_with(NEAR)
+    reasons: dict[str, pl.Expr] = {}
+    for part, suffix in ((gone.filter(~near), "_match"), (gone.filter(near), "_near_match")):
+        queries = part.filter(pl.col("doc_id").is_null())["query_id"].unique()
+        documents = part.filter(pl.col("query_id").is_null())["doc_id"].unique()
+        reasons["query" + suffix] = pl.col("query_id").is_in(queries.to_list())
+        reasons["document" + suffix] = pl.col("doc_id").is_in(documents.to_list())
+    reasons["pair_match"] = pl.col("both")
+    named = [pl.when(found).then(pl.lit(reason)) for reason, found in reasons.items()]
+    pairs = pairs.with_columns(both=True)
     frame = frame.join(pairs, on=["query_id", "doc_id"], how="left", maintain_order="left")
-    return frame.with_columns(reason=reason)
+    return frame.with_columns(reason=pl.coalesce(named))
 
 
 def _without(rows: pa.Table, documents: set[str]) -> pl.Series:
@@ -246,9 +241,12 @@ def _frame(folder: Folder, shards: Sequence[str], schema: pa.Schema) -> pl.DataF
     return frame
 
 
+def _names(context: Context, table: str) -> list[str]:
+    return [shard.name for shard in context.shards if shard.table == table]
+
+
 def _written(context: Context, table: str, schema: pa.Schema) -> pl.DataFrame:
-    names = [shard.name for shard in context.shards if shard.table == table]
-    return _frame(context.folder, names, schema)
+    return _frame(context.folder, _names(context, table), schema)
 
 
 def _arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:

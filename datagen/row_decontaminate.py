@@ -1,4 +1,7 @@
-"""Remove rows of plain files that evaluation tasks test with (`datagen decontaminate`)."""
+"""Match rows of plain files with what evaluation tasks test with (`datagen decontaminate`).
+
+The same kernel as the build step: `contamination.find_hits` on every column of text.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +9,26 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from datagen.contamination import NO_KEY, evaluation_pairs, evaluation_texts, text_keys
+from datagen.contamination import (
+    HITS,
+    NO_KEY,
+    Evaluation,
+    build_evaluation,
+    check_mode,
+    count_matches,
+    find_hits,
+    text_keys,
+)
+from datagen.evaluation_sets import distinct_sets, find_sets
 from datagen.row_dedup import text_values, write_parquet, write_quarantine
 from datagen.schema import UserError
 from datagen.sources.files import read_rows
 from datagen.store import Folder
-from datagen.task_folders import find_tasks, read_task
 
 QUERY_COLUMNS = ("query", "text_a")
 TEXT_COLUMNS = ("positive", "document", "text", "text_b")
+ADDED = ("task", "kind", "matched_column", "matched_text", "similarity")
+NO_SOURCE = "input"  # the source of rows that have no column of that name
 
 
 def decontaminate_files(
@@ -22,42 +36,69 @@ def decontaminate_files(
     against: Sequence[str],
     output: str,
     *,
+    mode: str = "drop",
+    near: bool = True,
     query_column: str | None = None,
     text_columns: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Write kept.parquet and removed.parquet (the row with task, kind and matched_text).
+    """Write what `mode` asks for; each match has task, kind, matched_column, _text, similarity.
 
-    Unless named, the query is column query or text_a, the texts are positive, document, text and
-    text_b, as far as they are there. A row goes when one of them matches, or the pair does; of
-    several matches the first by task is named. Returns the counts.
+    drop: kept.parquet and removed.parquet; tag: rows.parquet, all rows, these columns null where
+    nothing matches; report: matches.parquet alone. Unless named, the query is column query or
+    text_a, the texts are positive, document, text and text_b, as far as they are there. A row
+    matches when one of them does, or the pair; of several matches the surest is named. Returns
+    the counts, `matches` by task and source among them.
     """
-    tasks = [read_task(folder) for uri in against for folder in find_tasks(uri)]
+    check_mode(mode)
+    sets = [found for place in against for found in find_sets(place)]
+    distinct_sets(sets)
     rows, rejected = read_rows(inputs)
     query, others = _columns(rows, query_column, text_columns)
-    keys = {
-        name: text_keys(text_values(rows, name)) for name in ([query] if query else []) + others
-    }
-    found = _matches(keys, query, others, evaluation_texts(tasks), evaluation_pairs(tasks))
-    gone = pl.Series(range(rows.num_rows), dtype=pl.Int64).is_in(found["row"].implode())
-    removed = rows.take(pa.array(found["row"].to_numpy()))
-    for name in ("task", "kind", "matched_text"):
-        # A column of the input that has this name keeps its values under another.
-        if name in removed.schema.names:
-            names = [f"input_{n}" if n == name else n for n in removed.schema.names]
-            removed = removed.rename_columns(names)
-        removed = removed.append_column(name, pa.array(found[name].to_list(), pa.string()))
-    folder = Folder(output)
-    write_parquet(folder, "kept.parquet", rows.filter((~gone).to_arrow()))
-    write_parquet(folder, "removed.parquet", removed)
-    write_quarantine(folder, rejected)
+    texts = {name: text_values(rows, name) for name in ([query] if query else []) + others}
+    evaluation = build_evaluation([found.read() for found in sets], near=near)
+    found = _matches(texts, query, others, evaluation)
+    _write(Folder(output), rows, found, mode)
+    write_quarantine(Folder(output), rejected)
+    has_source = "source" in rows.schema.names
+    sources = text_values(rows, "source") if has_source else None
+    named = found.with_columns(
+        source=pl.lit(NO_SOURCE) if sources is None else sources.gather(found["row"]).fill_null("")
+    )
     return {
         "rows": rows.num_rows + len(rejected),
-        "kept": rows.num_rows - removed.num_rows,
-        "removed": removed.num_rows,
-        "by_task": dict(sorted(found["task"].value_counts().iter_rows())),
+        "kept": rows.num_rows - (len(found) if mode == "drop" else 0),
+        "removed" if mode == "drop" else "matched": len(found),
+        "by_task": dict(found["task"].value_counts().sort("task").iter_rows()),
+        "by_kind": dict(found["kind"].value_counts().sort("kind").iter_rows()),
+        "matches": count_matches(named),
         "quarantined": len(rejected),
         "columns": {"query": query, "texts": others},
     }
+
+
+def _write(folder: Folder, rows: pa.Table, found: pl.DataFrame, mode: str) -> None:
+    if mode == "tag":
+        every = pl.DataFrame({"row": range(rows.num_rows)}, schema={"row": pl.Int64})
+        tagged = every.join(found, on="row", how="left", maintain_order="left")
+        write_parquet(folder, "rows.parquet", _with_match(rows, tagged))
+        return
+    matched = _with_match(rows.take(pa.array(found["row"].to_numpy())), found)
+    if mode == "report":
+        write_parquet(folder, "matches.parquet", matched)
+        return
+    gone = pl.Series(range(rows.num_rows), dtype=pl.Int64).is_in(found["row"].implode())
+    write_parquet(folder, "kept.parquet", rows.filter((~gone).to_arrow()))
+    write_parquet(folder, "removed.parquet", matched)
+
+
+def _with_match(rows: pa.Table, found: pl.DataFrame) -> pa.Table:
+    """The rows with the columns ADDED; one of the input with such a name becomes input_NAME."""
+    names = [f"input_{name}" if name in ADDED else name for name in rows.schema.names]
+    rows = rows.rename_columns(names)
+    for name in ADDED:
+        kind = pa.float32() if name == "similarity" else pa.string()
+        rows = rows.append_column(name, pa.array(found[name].to_list(), kind))
+    return rows
 
 
 def _columns(
@@ -78,36 +119,39 @@ def _columns(
     return query, chosen
 
 
+_LINE = ["row", *ADDED]
+
+
 def _matches(
-    keys: dict[str, pl.Series],
-    query: str | None,
-    others: Sequence[str],
-    texts: pl.DataFrame,
-    pairs: pl.DataFrame,
+    texts: dict[str, pl.Series], query: str | None, others: Sequence[str], evaluation: Evaluation
 ) -> pl.DataFrame:
-    """One line for each row that matches: row, task, kind, matched_text."""
-    found = [
-        _numbered(key=column).join(texts.filter(~pl.col("generic")), on="key")
-        for column in keys.values()
-    ]
-    matched = [hits.with_columns(rank=pl.lit(0)).select(_LINE) for hits in found]
+    """One line for each row that matches, the surest match of it: columns _LINE."""
+    hits = [pl.DataFrame(schema={**HITS, "matched_column": pl.String})]
+    for name, column in texts.items():
+        found = find_hits(column, evaluation.texts, evaluation.near)
+        hits.append(found.with_columns(matched_column=pl.lit(name)))
+    every = pl.concat(hits).filter(~pl.col("generic")).select(_LINE)
+    keys = {name: text_keys(column) for name, column in texts.items()}
     if query is not None:
-        matched += [_paired(keys[query], keys[other], texts, pairs) for other in others]
-    return pl.concat(matched).sort(_LINE).unique("row", keep="first", maintain_order=True)
-
-
-_LINE = ["row", "rank", "task", "kind", "matched_text"]
+        paired = [_paired(keys[query], keys[other], query, evaluation) for other in others]
+        every = pl.concat([every, *paired])
+    # Equal texts before near ones, a text before a pair; then by task, whatever the columns' order.
+    pair = pl.col("kind") == "pair"
+    every = every.sort("row", -pl.col("similarity"), pair, "task", "kind", "matched_text")
+    return every.unique("row", keep="first", maintain_order=True)
 
 
 def _paired(
-    queries: pl.Series, others: pl.Series, texts: pl.DataFrame, pairs: pl.DataFrame
+    queries: pl.Series, others: pl.Series, column: str, evaluation: Evaluation
 ) -> pl.DataFrame:
     both = _numbered(query_key=queries, document_key=others)
-    both = both.join(pairs, on=["query_key", "document_key"])
-    named = texts.unique(["key", "task"], keep="first", maintain_order=True)
+    both = both.join(evaluation.pairs, on=["query_key", "document_key"])
+    named = evaluation.texts.unique(["key", "task"], keep="first", maintain_order=True)
     named = named.select("task", "matched_text", query_key="key")
-    both = both.join(named, on=["query_key", "task"])
-    return both.with_columns(rank=pl.lit(1), kind=pl.lit("pair")).select(_LINE)
+    both = both.join(named, on=["query_key", "task"]).with_columns(
+        kind=pl.lit("pair"), matched_column=pl.lit(column), similarity=pl.lit(1.0, pl.Float32)
+    )
+    return both.select(_LINE)
 
 
 def _numbered(**columns: pl.Series) -> pl.DataFrame:

@@ -10,10 +10,11 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datagen.schema import UserError, format_document
+from datagen.schema import UserError
 from datagen.store import Folder
 
 TASK = "task.json"
@@ -30,15 +31,35 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "classification": {"test": ("text", "label")},
     "clustering": {"items": ("text", "label")},
 }
+# `titled`: a document with its title in front; it is the same text once more.
+TEXTS = {"kind": pl.String, "text": pl.String, "titled": pl.Boolean}
+PAIRS = {"a": pl.String, "b": pl.String}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskTexts:
-    """The texts of one task: (kind, text) with kind query or document, and (query, document)."""
+    """The texts of one task: columns TEXTS (kind is query or document), and those it pairs."""
 
     name: str
-    texts: tuple[tuple[str, str], ...]
-    pairs: tuple[tuple[str, str], ...]
+    texts: pl.DataFrame
+    pairs: pl.DataFrame  # columns PAIRS
+
+
+@dataclass(frozen=True)
+class TaskFolder:
+    """A task folder as an evaluation set."""
+
+    folder: Folder
+
+    @property
+    def place(self) -> str:
+        return self.folder.uri
+
+    def identity(self) -> tuple[str, str]:
+        return task_digest(self.folder)
+
+    def read(self) -> TaskTexts:
+        return read_task(self.folder)
 
 
 def find_tasks(uri: str) -> list[Folder]:
@@ -74,33 +95,62 @@ def read_task(folder: Folder) -> TaskTexts:
     name, columns = _description(folder)
     tables = {table: _read(folder, table, needed)[0] for table, needed in columns.items()}
     if "queries" in tables:
-        return _retrieval(name, **tables)
+        documents = tables["documents"]
+        titled = "title" in documents.schema.names
+        return retrieval_texts(
+            name,
+            queries=strings(tables["queries"], id="query_id", text="text"),
+            documents=strings(documents, id="doc_id", title="title" if titled else "", text="text"),
+            relevant=relevant(tables["qrels"], query="query_id", document="doc_id"),
+        )
     (table,) = tables.values()
     first, second = next(iter(columns.values()))
-    pairs = list(zip(_strings(table[first]), _strings(table[second]), strict=True))
-    texts = [("query", a) for a, _ in pairs]
+    pairs = strings(table, a=first, b=second)
+    texts = [as_texts("query", pairs["a"])]
     if first == "text_a":
-        texts += [("document", b) for _, b in pairs]
-    return TaskTexts(name=name, texts=tuple(texts), pairs=tuple(pairs))
+        texts.append(as_texts("document", pairs["b"]))
+    return TaskTexts(name=name, texts=pl.concat(texts), pairs=pairs)
 
 
-def _retrieval(name: str, queries: pa.Table, documents: pa.Table, qrels: pa.Table) -> TaskTexts:
-    asked = dict(zip(queries["query_id"].to_pylist(), _strings(queries["text"]), strict=True))
-    bodies = dict(zip(documents["doc_id"].to_pylist(), _strings(documents["text"]), strict=True))
-    texts = [("query", text) for text in asked.values()]
-    texts += [("document", text) for text in bodies.values()]
-    if "title" in documents.schema.names:
-        titles = _strings(documents["title"])
-        whole = zip(titles, bodies.values(), strict=True) if len(titles) == len(bodies) else ()
-        texts += [("document", format_document(title, text)) for title, text in whole if title]
-    relevant = qrels.filter(pa.compute.greater(qrels["score"], 0)) if qrels.num_rows else qrels
-    ids = zip(relevant["query_id"].to_pylist(), relevant["doc_id"].to_pylist(), strict=True)
-    pairs = [(asked[q], bodies[d]) for q, d in ids if q in asked and d in bodies]
-    return TaskTexts(name=name, texts=tuple(texts), pairs=tuple(pairs))
+def retrieval_texts(
+    name: str, *, queries: pl.DataFrame, documents: pl.DataFrame, relevant: pl.DataFrame
+) -> TaskTexts:
+    """The texts of queries (id, text), documents (id, title, text) and pairs (query, document)."""
+    titled = documents.filter(pl.col("title") != "")
+    whole = titled.select(pl.col("title") + "\n" + pl.col("text")).to_series()
+    texts = [
+        as_texts("query", queries["text"]),
+        as_texts("document", documents["text"]),
+        as_texts("document", whole).with_columns(titled=pl.lit(True)),
+    ]
+    asked = queries.unique("id", keep="last").select("id", a="text")
+    answers = documents.unique("id", keep="last").select("id", b="text")
+    pairs = relevant.join(asked, left_on="query", right_on="id", maintain_order="left")
+    pairs = pairs.join(answers, left_on="document", right_on="id", maintain_order="left")
+    return TaskTexts(name=name, texts=pl.concat(texts), pairs=pairs.select(PAIRS.keys()))
 
 
-def _strings(column: pa.ChunkedArray) -> list[str]:
-    return ["" if value is None else str(value) for value in column.to_pylist()]
+def as_texts(kind: str, texts: pl.Series) -> pl.DataFrame:
+    """Columns TEXTS for texts of one kind."""
+    text = texts.alias("text").to_frame()
+    frame = text.with_columns(kind=pl.lit(kind), titled=pl.lit(False)).select(TEXTS.keys())
+    return frame.cast({"text": pl.String})
+
+
+def strings(rows: pa.Table, **columns: str) -> pl.DataFrame:
+    """Columns of a table as text, under new names; "" for null and for a column named "" ."""
+    found = {}
+    for name, column in columns.items():
+        values = rows[column] if column else pa.nulls(rows.num_rows, pa.string())
+        found[name] = pl.Series(name, pl.from_arrow(values)).cast(pl.String).fill_null("")
+    return pl.DataFrame(found)
+
+
+def relevant(qrels: pa.Table, *, query: str, document: str) -> pl.DataFrame:
+    """The (query, document) ids of relevance judgements whose score is above zero."""
+    pairs = strings(qrels, query=query, document=document)
+    scores = pl.Series(pl.from_arrow(qrels["score"])).cast(pl.Float64, strict=False)
+    return pairs.filter((scores > 0).fill_null(False))
 
 
 def _description(folder: Folder) -> tuple[str, dict[str, tuple[str, ...]]]:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dedup import asked, files, pairs_step, run
 
+from datagen.cli import main
 from datagen.contamination import NO_KEY, evaluation_texts, text_keys
 from datagen.decontaminate import decontaminate, decontaminate_files
 from datagen.dedup import dedup
@@ -16,7 +17,7 @@ from datagen.holdout import HeldOut, hold_out
 from datagen.schema import UserError
 from datagen.steps import run_steps
 from datagen.store import Folder, read_manifest
-from datagen.task_folders import TaskTexts, find_tasks, read_task
+from datagen.task_folders import PAIRS, TaskTexts, as_texts, find_tasks, read_task
 
 QUESTION = "who built the old stone bridge"
 PASSAGE = "The old stone bridge was built by monks, who also kept the mill."
@@ -137,6 +138,7 @@ def test_the_counts_by_task_and_source_are_kept(tasks, tmp_path):
     assert manifest.stats["decontamination"] == {
         "tasks": ["bridges", "intents", "similar"],
         "matches": {"bridges": {"wiki": 1}},
+        "kinds": {"query": 1},
     }
     assert set(manifest.config["tasks"]) == {"bridges", "intents", "similar"}
 
@@ -234,13 +236,138 @@ def test_unusable_task_folders_are_named(tasks, tmp_path):
     with pytest.raises(UserError, match=r"pairs\.parquet"):
         decontaminate(pairs_step([]), against=[str(tmp_path / "none")])
     with pytest.raises(UserError, match="mode"):
-        decontaminate(pairs_step([]), against=[tasks], mode="tag")
+        decontaminate(pairs_step([]), against=[tasks], mode="flag")
     assert len(find_tasks(tasks)) == 3 and len(find_tasks(f"{tasks}/similar")) == 1
 
 
+RIVER = (
+    "The river rises in the northern hills, passes three small towns with old stone bridges, "
+    "turns east at the mill, and after some forty miles reaches the sea in a wide bay where "
+    "herons nest in spring and fishermen mend their nets on the shore all summer long."
+)
+CHANGED = RIVER.replace("herons", "storks").replace("three", "five")
+
+
+@pytest.fixture
+def river(tmp_path: Path) -> str:
+    """A retrieval task whose document is RIVER."""
+    write_task(
+        tmp_path / "river",
+        "retrieval",
+        queries=[{"query_id": "q1", "text": "where does the river end"}],
+        documents=[{"doc_id": "d1", "title": "River", "text": RIVER}],
+        qrels=[{"query_id": "q1", "doc_id": "d1", "score": 1}],
+    )
+    return str(tmp_path / "river")
+
+
+def test_near_duplicates_go_and_are_counted_apart(river, tmp_path):
+    rows = [
+        {"query": "rivers", "text": CHANGED},
+        {"query": CHANGED, "text": "a summary of it"},
+        {"query": "the whole river", "text": RIVER},
+        {"query": "towns", "text": "Towns have bridges."},
+    ]
+    found = cleaned(tmp_path / "out", rows, river)
+    assert asked(found) == {"towns": {"Towns have bridges."}}
+    assert found["ledger"]["faq"]["dropped"] == {
+        "document_match": 1, "document_near_match": 1, "query_near_match": 1,
+    }  # fmt: skip
+    kinds = sorted((row["kind"], row["similarity"] < 1) for row in found["removed"])
+    assert kinds == [("document", False), ("near_document", True), ("near_document", True)]
+    exact = cleaned(tmp_path / "exact", rows, river, near=False)
+    assert len(exact["queries"]) == 3
+
+
+def test_the_tag_mode_keeps_all_and_says_which(river, tasks, tmp_path):
+    rows = [
+        {"query": "rivers", "text": CHANGED},
+        {"query": QUESTION, "text": RIVER},
+        {"query": "towns", "text": "Towns have bridges."},
+    ]
+    pairs = pairs_step(rows)
+    first = dedup(pairs)
+    step = decontaminate(first, against=[river, tasks], mode="tag")
+    found = run(tmp_path / "out", pairs, first, step)
+    assert len(found["queries"]) == len(found["documents"]) == 3 and "removed" not in found
+    tags = [(r["query_id"] is None, r["tasks"], r["kinds"]) for r in found["tags"]]
+    assert sorted(tags) == [
+        (False, ["bridges"], ["query"]),
+        (True, ["river"], ["document"]),
+        (True, ["river"], ["near_document"]),
+    ]
+    assert len(found["matches"]) == 3
+    assert all(row["dropped"] == {} for row in found["ledger"].values())
+
+
+def written(folder: Path) -> dict[str, pa.Table]:
+    return {file.name: pq.read_table(file) for file in sorted(folder.glob("*.parquet"))}
+
+
+def test_modes_of_the_command(river, tmp_path):
+    rows = [
+        {"text": CHANGED, "source": "wiki"},
+        {"text": RIVER, "source": "wiki"},
+        {"text": "free", "source": "faq"},
+    ]
+    inputs = [str(tmp_path / "in.parquet")]
+    pq.write_table(pa.Table.from_pylist(rows), inputs[0])
+    found = {}
+    for mode in ("drop", "tag", "report"):
+        counts = decontaminate_files(inputs, [river], str(tmp_path / mode), mode=mode)
+        found[mode] = written(tmp_path / mode)
+        assert counts["matches"] == {"river": {"wiki": 2}}
+        assert counts["by_kind"] == {"document": 1, "near_document": 1}
+        assert counts["kept"] == (1 if mode == "drop" else 3)
+    assert [sorted(found[mode]) for mode in found] == [
+        ["kept.parquet", "removed.parquet"], ["rows.parquet"], ["matches.parquet"],
+    ]  # fmt: skip
+    removed, tagged = found["drop"]["removed.parquet"], found["tag"]["rows.parquet"]
+    assert removed.equals(found["report"]["matches.parquet"])
+    assert tagged["task"].to_pylist() == ["river", "river", None]
+    assert tagged["kind"].to_pylist() == ["near_document", "document", None]
+    assert tagged["similarity"][1].as_py() == 1.0 > tagged["similarity"][0].as_py()
+    assert removed["matched_column"].to_pylist() == ["text", "text"]
+    with pytest.raises(UserError, match="mode 'flag'"):
+        decontaminate_files(inputs, [river], str(tmp_path / "x"), mode="flag")
+
+
+def test_the_command_shows_what_it_found(river, tmp_path, capsys):
+    pq.write_table(pa.table({"text": [CHANGED, "free"]}), tmp_path / "in.parquet")
+    out = str(tmp_path / "out")
+    arguments = ["decontaminate", str(tmp_path / "in.parquet"), "--against", river]
+    assert main([*arguments, "--output", out]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["removed"] == 1
+    assert shown.err.splitlines()[-2:] == [
+        "evaluation set  input  all",
+        "river               1    1",
+    ]
+    assert main(["decontaminate", "--explain", "3", "--output", out]) == 0
+    shown = capsys.readouterr().out
+    assert "[storks]" in shown and "[herons]" in shown and "near_document of river" in shown
+    assert main(["decontaminate", "--output", out, str(tmp_path / "in.parquet")]) == 2
+    assert "--against" in capsys.readouterr().err
+
+
+def test_ray_finds_the_same_near_duplicates(river, tmp_path, ray_session):
+    rows = [{"query": f"query {i}", "text": CHANGED.replace("bay", f"bay{i}")} for i in range(12)]
+    rows += [{"query": f"other {i}", "text": f"text {i}"} for i in range(12)]
+    digests = set()
+    for executor in ("local", "ray"):
+        pairs = pairs_step(rows, rows_per_shard=5)
+        first = dedup(pairs, rows_per_shard=4)
+        step = decontaminate(first, against=[river])
+        done = run_steps([pairs, first, step], str(tmp_path / executor), executor=executor)
+        digests.add(done[step.name].digest)
+        assert done[step.name].rows("queries") == 12
+    assert len(digests) == 1
+
+
 def test_short_questions_without_blanks_are_not_generic():
-    texts = (("query", "什么是光合作用"), ("query", "是的"), ("query", "Yes"), ("query", "???"))
-    index = evaluation_texts([TaskTexts(name="t", texts=texts, pairs=())])
+    texts = as_texts("query", pl.Series(["什么是光合作用", "是的", "Yes", "???"]))
+    task = TaskTexts(name="t", texts=texts, pairs=pl.DataFrame(schema=PAIRS))
+    index = evaluation_texts([task])
     generic = dict(index.select("matched_text", "generic").iter_rows())
     assert generic == {"什么是光合作用": False, "是的": True, "Yes": True}
 
@@ -265,3 +392,4 @@ def test_real_tasks_are_caught_when_planted(shared_data, tmp_path):
     tasks = [str(folder / "squad-dev-half")]
     counts = decontaminate_files([str(tmp_path / "in.parquet")], tasks, str(tmp_path / "out"))
     assert counts["removed"] == len(queries) and counts["kept"] == 1000
+    assert counts["by_kind"] == {"query": len(queries)}

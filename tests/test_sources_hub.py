@@ -208,7 +208,7 @@ def test_other_formats_are_fetched_whole(local_hub: Hub) -> None:
     unit, *rest = _source(subset="german").plan()
     assert rest == []
     rows = hub.read(json.loads(json.dumps(unit)))
-    assert [(p["query"], p["provenance"]["row"]) for p in rows.pairs] == [
+    assert [(p["query"], p["provenance"]["row"]) for p in rows.records()] == [
         ("q", "german/train.jsonl.gz:1")
     ]
     assert [r["row"] for r in rows.quarantined] == ["german/train.jsonl.gz:2"]
