@@ -1,201 +1,60 @@
-"""Normalise the texts of pairs, and drop by named rules what cannot teach anything.
+"""Clean pairs: normalise their texts, and drop by named rules what cannot teach anything.
 
-Texts become NFC, without control characters, byte order marks, soft hyphens and bidi marks, with
-HTML entities resolved and runs of blanks joined; zero-width joiners stay, for Indic and Persian
-spelling needs them. Code loses trailing blanks and nothing else. The rules are functions of one
-pair, tried in order; each dropped row is kept in the table `dropped` with the rule's name. Linear
-in the text.
+Normalisers are in `clean_text`, rules in `clean_rules`; both work on whole columns, have a name, a
+counter per source, and can be left out. Rules are tried in order; each dropped row is kept in the
+table `dropped` under the rule's name, and a few of each rule and source are in the step's facts as
+samples. Pairs that nothing is left of go to quarantine. Linear in the text, one unit a shard.
 """
 
-import html
-import re
-import unicodedata
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from datagen.language import is_code
-from datagen.schema import DROPPED, PAIR, QUARANTINE, normalise, pair_problem, rejected_row
-from datagen.sources import check_choice
+from datagen.clean_pairs import clean_pairs, code_sides
+from datagen.clean_rules import DEFAULT_LIMITS, DEFAULT_RULES, RULES, Limits, Pairs, first_reasons
+from datagen.clean_text import NORMALISERS
+from datagen.schema import DROPPED, PAIR, QUARANTINE, rejected_row
+from datagen.sources import check_choice, content_order
 from datagen.steps import Context, LedgerRow, Step, UnitResult
 from datagen.store import Folder, open_shard
+from datagen.validation import split_valid
 
-Pair = Mapping[str, Any]
+SAMPLES = 5  # dropped rows kept for the report, per source and rule
+SAMPLE_CHARACTERS = 300
 
-MIN_LETTERS = (
-    2  # on either side; a letter that is a word by itself (Han, kana, Hangul) counts twice
+# Dropped pairs as the report shows them; `order` draws them, by content alone.
+SAMPLE = pa.schema(
+    [(name, pa.string()) for name in ("source", "rule", "order", "row", "query", "text")]
 )
-REPETITION_CHARACTERS = 40  # shorter texts are never called repetitive
-REPETITION_WINDOW = 2000  # characters looked at on each end; the share falls with length
-REPETITION_SHARE = 0.2  # of distinct runs of five characters; prose has about 0.8 in a window
-
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
-_LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
-_BLANKS = re.compile(r"[^\S\n]+")
-_NEWLINES = re.compile(r" *\n *")
-_GAPS = re.compile(r"\n{3,}")
-_TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
-_URLS = re.compile(r"(?:\s*(?:https?://|www\.)\S+)+\s*")
-_ZERO_WIDTH_SPACE = (
-    "\u200b"  # parts words in Thai, Lao, Tibetan, Burmese and Khmer; noise elsewhere
-)
-_WRITTEN_WITHOUT_BLANKS = re.compile("[\u0e00-\u109f\u1780-\u17ff]")
-_WORD_LETTER = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
+SCHEMAS = {"pairs": PAIR, "dropped": DROPPED, "quarantine": QUARANTINE, "samples": SAMPLE}
 
 
-def _removed_characters() -> dict[int, str | None]:
-    removed: dict[int, str | None] = {c: None for c in [*range(0x20), 0x7F, *range(0x80, 0xA0)]}
-    # C1 controls are what Windows-1252 quotes and dashes become when read as Latin-1.
-    for code in range(0x80, 0xA0):
-        text = bytes([code]).decode("cp1252", "ignore")
-        removed[code] = text or None
-    for kept in (0x09, 0x0A):
-        del removed[kept]
-    removed[0xAD] = None  # soft hyphen
-    removed.update(dict.fromkeys([0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F)]))  # bidi marks
-    removed.update(dict.fromkeys([*range(0x2066, 0x206A), 0x2060]))  # isolates, word joiner
-    removed.update(
-        dict.fromkeys([0xFEFF, 0xFFFC, 0xFFFE, 0xFFFF])
-    )  # BOM, placeholder, no characters
-    return removed
-
-
-_REMOVED = _removed_characters()
-
-
-def clean_text(text: str) -> str:
-    """The text as it is kept; idempotent."""
-    text = _ENTITY.sub(lambda match: html.unescape(match.group()), text) if "&" in text else text
-    text = _LINE_ENDS.sub("\n", text).translate(_REMOVED)
-    if _ZERO_WIDTH_SPACE in text and not _WRITTEN_WITHOUT_BLANKS.search(text):
-        text = text.replace(_ZERO_WIDTH_SPACE, "")
-    text = unicodedata.normalize("NFC", text)
-    text = _GAPS.sub("\n\n", _NEWLINES.sub("\n", _BLANKS.sub(" ", text)))
-    return text.strip()
-
-
-def clean_code(code: str) -> str:
-    """Source code without trailing blanks and outer blank lines; idempotent."""
-    lines = _TRAILING.sub("", code.replace("\r\n", "\n").removeprefix("\ufeff"))
-    return lines.strip("\n")
-
-
-def clean_pair(pair: Pair) -> dict[str, Any]:
-    """The pair with all of its texts cleaned; negatives that are empty or the positive are gone."""
-    document = clean_code if _has_code(pair, "document") else clean_text
-    query = clean_code if _has_code(pair, "query") else clean_text
-    text = document(pair["text"])
-    negatives = [
-        {"title": clean_text(side["title"] or "") or None, "text": document(side["text"] or "")}
-        for side in pair["negatives"] or []
-    ]
-    negatives = [side for side in negatives if side["text"] and side["text"] != text]
-    return {
-        **pair,
-        "query": query(pair["query"]),
-        "title": clean_text(pair["title"] or "") or None,
-        "text": text,
-        "negatives": negatives or None,
-    }
-
-
-def _has_code(pair: Pair, side: str) -> bool:
-    return is_code(pair[f"{side}_language"], pair[f"{side}_script"])
-
-
-def _natural_sides(pair: Pair) -> list[str]:
-    """The sides that are no code; of a classification pair only the query, as labels are short."""
-    sides = [] if _has_code(pair, "query") else [pair["query"]]
-    if not _has_code(pair, "document") and pair["task"] != "classification":
-        sides.append(pair["text"])
-    return sides
-
-
-def query_equals_document(pair: Pair) -> bool:
-    """Both sides are the same text, case aside."""
-    if _has_code(pair, "document"):
-        return False
-    return normalise(pair["query"]).casefold() == normalise(pair["text"]).casefold()
-
-
-def url_only(pair: Pair) -> bool:
-    """A side that is nothing but addresses."""
-    return any(_URLS.fullmatch(side) for side in _natural_sides(pair))
-
-
-def no_letters(pair: Pair) -> bool:
-    """A side without any letter: numbers, dates, punctuation."""
-    return any(not any(c.isalpha() for c in side) for side in _natural_sides(pair))
-
-
-def too_short(pair: Pair) -> bool:
-    """A side with fewer than MIN_LETTERS letters."""
-    return any(_letters(side) < MIN_LETTERS for side in _natural_sides(pair))
-
-
-def _letters(text: str) -> int:
-    count = 0
-    for character in text:
-        count += character.isalpha() * (2 if _WORD_LETTER.match(character) else 1)
-        if count >= MIN_LETTERS:
-            break
-    return count
-
-
-def repetition(pair: Pair) -> bool:
-    """A side that repeats itself endlessly, at its head or at its tail."""
-    return any(
-        _distinct_share(window) < REPETITION_SHARE
-        for side in (pair["query"], pair["text"])
-        if len(side) >= REPETITION_CHARACTERS
-        for window in {side[:REPETITION_WINDOW], side[-REPETITION_WINDOW:]}
-    )
-
-
-def _distinct_share(text: str) -> float:
-    runs = [text[i : i + 5] for i in range(len(text) - 4)]
-    return len(set(runs)) / len(runs)
-
-
-def label_in_text(pair: Pair) -> bool:
-    """A classification label that stands in the text as a word: nothing is left to learn."""
-    if pair["task"] != "classification":
-        return False
-    label = normalise(pair["text"]).casefold()
-    pattern = rf"(?<!\w){re.escape(label)}(?!\w)"
-    return re.search(pattern, normalise(pair["query"]).casefold()) is not None
-
-
-RULES: Mapping[str, Callable[[Pair], bool]] = {
-    rule.__name__: rule
-    for rule in (
-        query_equals_document,
-        url_only,
-        no_letters,
-        too_short,
-        repetition,
-        label_in_text,
-    )
-}
-
-
-# Natural texts name their topic: label_in_text takes 13 % of CLINC150, so it is asked for by name.
-DEFAULT_RULES = tuple(rule for rule in RULES if rule != "label_in_text")
-
-
-def clean(pairs: Step, *, rules: tuple[str, ...] = DEFAULT_RULES, name: str = "clean") -> Step:
+def clean(
+    pairs: Step,
+    *,
+    rules: tuple[str, ...] = DEFAULT_RULES,
+    normalisers: tuple[str, ...] = tuple(NORMALISERS),
+    limits: Limits = DEFAULT_LIMITS,
+    name: str = "clean",
+) -> Step:
     """Normalise every pair and drop those that a rule names."""
     for rule in rules:
         check_choice(rule, RULES, what="rule")
+    for normaliser in normalisers:
+        check_choice(normaliser, NORMALISERS, what="normaliser")
     return Step(
         name=name,
-        version=1,
+        version=2,
         config={
             "rules": list(rules),
-            "min_letters": MIN_LETTERS,
-            "repetition_share": REPETITION_SHARE,
+            "normalisers": list(normalisers),
+            "limits": dataclasses.asdict(limits),
         },
         inputs={"pairs": pairs},
         work=_work,
@@ -204,58 +63,102 @@ def clean(pairs: Step, *, rules: tuple[str, ...] = DEFAULT_RULES, name: str = "c
 
 
 def _work(context: Context) -> None:
-    folder = context.inputs["pairs"].uri
-    rules = context.config["rules"]
-    shards = context.input_shards("pairs", "pairs")
-    units = [{"folder": folder, "shard": shard, "rules": rules} for shard in shards]
-    schemas = {"pairs": PAIR, "dropped": DROPPED, "quarantine": QUARANTINE}
-    context.map_units(units, _clean_unit, schemas=schemas)
+    folder, shards = context.inputs["pairs"].uri, context.input_shards("pairs", "pairs")
+    units = [{"folder": folder, "shard": shard, **context.config} for shard in shards]
+    context.map_units(units, _clean_unit, schemas=SCHEMAS)
+    tables = [open_shard(context.folder, s.name) for s in context.shards if s.table == "samples"]
+    context.facts["samples"] = _drawn(pa.concat_tables([SAMPLE.empty_table(), *tables]))
+
+
+def _drawn(samples: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Source -> rule -> a few dropped rows, no two of the same texts."""
+    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    keys = [(name, "ascending") for name in ("source", "rule", "order", "row")]
+    for sample in samples.sort_by(keys).to_pylist():
+        rows = found.setdefault(sample["source"], {}).setdefault(sample["rule"], {})
+        if len(rows) < SAMPLES:
+            rows.setdefault(sample["order"], {n: sample[n] for n in ("row", "query", "text")})
+    return {
+        source: {rule: [*rows.values()] for rule, rows in rules.items()}
+        for source, rules in found.items()
+    }
 
 
 def _clean_unit(unit: dict[str, Any]) -> UnitResult:
-    tables: dict[str, list[dict[str, Any]]] = {"pairs": [], "dropped": [], "quarantine": []}
-    gone: dict[str, dict[str, Counter[str]]] = {}
-    rows_in: Counter[str] = Counter()
-    stats: Counter[str] = Counter()
-    for row in open_shard(Folder(unit["folder"]), unit["shard"]).to_pylist():
-        source = row["source"]
-        rows_in[source] += 1
-        pair = clean_pair(row)
-        stats[f"{source}/normalised"] += (
-            pair["query"] != row["query"] or pair["text"] != row["text"]
-        )
-        table, reason, error = _verdict(pair, unit["rules"])
-        if table == "pairs":
-            tables[table].append(pair)
-            continue
-        tables[table].append(rejected_row(pair, reason=reason, error=error))
-        gone.setdefault(source, {}).setdefault(table, Counter())[reason] += 1
-    ledger = [
-        _ledger_row(source, rows, gone.get(source, {})) for source, rows in sorted(rows_in.items())
+    pairs = open_shard(Folder(unit["folder"]), unit["shard"])
+    sources = pairs["source"]
+    pairs, stats = clean_pairs(pairs, normalisers=unit["normalisers"])
+    pairs, rejected = split_valid(pairs)
+    reasons = drop_reasons(pairs, rules=unit["rules"], limits=Limits(**unit["limits"]))
+    gone = np.flatnonzero(reasons)
+    dropped = [
+        rejected_row(pair, reason=reason)
+        for pair, reason in zip(_rows(pairs, gone), reasons[gone], strict=True)
     ]
-    schemas = {"pairs": PAIR, "dropped": DROPPED, "quarantine": QUARANTINE}
-    return UnitResult(
-        tables={n: pa.Table.from_pylist(rows, schema=schemas[n]) for n, rows in tables.items()},
-        ledger=ledger,
-        stats=stats,
+    tables = {
+        "pairs": pairs.filter(pa.array(reasons == "")),
+        "dropped": pa.Table.from_pylist(dropped, schema=DROPPED),
+        "quarantine": pa.Table.from_pylist(rejected, schema=QUARANTINE),
+        "samples": _samples(pairs, gone, reasons),
+    }
+    ledger = _ledger(sources, dropped=dropped, rejected=rejected)
+    return UnitResult(tables=tables, ledger=ledger, stats=stats)
+
+
+def _rows(pairs: pa.Table, places: np.ndarray) -> list[dict[str, Any]]:
+    return pairs.take(pa.array(places)).to_pylist()
+
+
+def drop_reasons(
+    pairs: pa.Table, *, rules: Sequence[str] = DEFAULT_RULES, limits: Limits = DEFAULT_LIMITS
+) -> np.ndarray:
+    """For each cleaned pair the first rule that takes it, or an empty string."""
+    columns = Pairs(
+        query=pl.Series(pl.from_arrow(pairs["query"])),
+        text=pl.Series(pl.from_arrow(pairs["text"])),
+        task=pl.Series(pl.from_arrow(pairs["task"])),
+        query_code=code_sides(pairs, "query"),
+        document_code=code_sides(pairs, "document"),
+        limits=limits,
     )
+    return first_reasons(columns, rules)
 
 
-def _verdict(pair: Pair, rules: list[str]) -> tuple[str, str, str]:
-    """(table, reason, error) for a cleaned pair."""
-    problem = pair_problem(pair)
-    if problem is not None:
-        return "quarantine", *problem
-    reason = next((rule for rule in rules if RULES[rule](pair)), "")
-    return ("dropped", reason, "") if reason else ("pairs", "", "")
+def _samples(pairs: pa.Table, gone: np.ndarray, reasons: np.ndarray) -> pa.Table:
+    """Of each source and rule the few dropped texts that come first in an order of the content."""
+    drawn: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    texts = ("source", "query", "text")
+    names = pc.struct_field(pairs["provenance"], "row").take(pa.array(gone)).to_pylist()
+    found = zip(names, _rows(pairs.select(texts), gone), reasons[gone], strict=True)
+    for row, pair, rule in sorted(found, key=lambda one: one[0] or ""):
+        order = content_order("sample", pair["query"], pair["text"])
+        cut = {name: pair[name][:SAMPLE_CHARACTERS] for name in texts}
+        sample = {**cut, "rule": rule, "row": row, "order": order}
+        drawn.setdefault((pair["source"], rule), {}).setdefault(order, sample)
+    rows = [rows[order] for _, rows in sorted(drawn.items()) for order in sorted(rows)[:SAMPLES]]
+    return pa.Table.from_pylist(rows, schema=SAMPLE)
 
 
-def _ledger_row(source: str, rows_in: int, gone: Mapping[str, Counter[str]]) -> LedgerRow:
-    dropped, quarantined = gone.get("dropped", Counter()), gone.get("quarantine", Counter())
-    return LedgerRow(
-        source=source,
-        rows_in=rows_in,
-        kept=rows_in - dropped.total() - quarantined.total(),
-        dropped=dict(sorted(dropped.items())),
-        quarantined=dict(sorted(quarantined.items())),
-    )
+def _ledger(
+    sources: pa.ChunkedArray,
+    *,
+    dropped: Sequence[Mapping[str, Any]],
+    rejected: Sequence[Mapping[str, Any]],
+) -> list[LedgerRow]:
+    counts = sources.value_counts().to_pylist()
+    rows_in = {count["values"]: count["counts"] for count in counts}
+    gone = Counter(row["source"] for row in [*dropped, *rejected])
+    return [
+        LedgerRow(
+            source=source,
+            rows_in=rows,
+            kept=rows - gone[source],
+            dropped=_reasons(dropped, source),
+            quarantined=_reasons(rejected, source),
+        )
+        for source, rows in sorted(rows_in.items())
+    ]
+
+
+def _reasons(rows: Sequence[Mapping[str, Any]], source: str) -> dict[str, int]:
+    return dict(sorted(Counter(row["reason"] for row in rows if row["source"] == source).items()))

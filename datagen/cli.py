@@ -113,11 +113,17 @@ def _language(commands: Any) -> None:
     )
     _inputs(parser)
     parser.add_argument("--text-column", default="text", metavar="NAME")
-    parser.add_argument("--backend", default=None, help="detector by name (default: the best here)")
+    parser.add_argument(
+        "--backend",
+        default=None,
+        help="embedmix (default), py3langid, langdetect, cld2, cld3, fasttext, fasttext:MODEL_FILE, "
+        "heliport",
+    )
 
 
 def _run_language(arguments: argparse.Namespace) -> int:
-    from datagen.language import DEFAULT_BACKEND, tag_files
+    from datagen.detectors import DEFAULT_BACKEND
+    from datagen.language_files import tag_files
 
     return _done(
         tag_files(
@@ -134,29 +140,55 @@ def _decontaminate(commands: Any) -> None:
         commands,
         "decontaminate",
         _run_decontaminate,
-        about="Remove rows that match evaluation tasks.\n\nReads pairs or texts, and task folders "
-        "(task.json beside parquet tables).\nWrites kept.parquet and removed.parquet (the row, "
-        "with task, kind: query / document / pair, and matched_text).",
-        example="datagen decontaminate pairs.parquet --against tasks/ --output clean",
+        about="Remove rows that match evaluation sets.\n\nReads pairs or texts, and evaluation "
+        "sets: task folders (task.json beside Parquet tables), BEIR folders,\nhub:org/name"
+        "[@revision][/config], or mteb:NAME for a benchmark or a task: 'mteb:MTEB(eng, v2)'.\n"
+        "Writes kept.parquet and removed.parquet (the row, with task, kind: query / document / "
+        "near_query /\nnear_document / pair, matched_column, matched_text and similarity). With "
+        "--mode tag writes rows.parquet\ninstead (all rows, with these columns), with --mode "
+        "report only matches.parquet.\n--explain shows matched texts side by side; without IN "
+        "those that --output holds already.",
+        example="datagen decontaminate pairs.parquet --against tasks/ --output clean --explain 5",
     )
-    _inputs(parser)
-    parser.add_argument("--against", nargs="+", required=True, metavar="TASKS")
+    parser.add_argument("inputs", nargs="*", metavar="IN", help=FILES)
+    _output(parser)
+    parser.add_argument("--against", nargs="+", default=[], metavar="SET", help="evaluation sets")
+    parser.add_argument("--mode", default="drop", help="drop (default), tag or report")
+    parser.add_argument("--exact", action="store_true", help="only equal texts match")
     parser.add_argument("--query-column", metavar="NAME")
     parser.add_argument("--text-columns", nargs="+", metavar="NAME")
+    parser.add_argument(
+        "--explain", nargs="?", type=int, const=10, metavar="N", help="show N matches (10)"
+    )
 
 
 def _run_decontaminate(arguments: argparse.Namespace) -> int:
+    from datagen.explain import explain, match_table
     from datagen.row_decontaminate import decontaminate_files
 
-    return _done(
-        decontaminate_files(
-            arguments.inputs,
-            arguments.against,
-            arguments.output,
-            query_column=arguments.query_column,
-            text_columns=arguments.text_columns,
+    if arguments.explain is not None and not arguments.inputs and not arguments.against:
+        print(explain(arguments.output, count=arguments.explain))
+        return 0
+    if not arguments.inputs or not arguments.against:
+        raise UserError(
+            found="no " + ("IN" if arguments.against else "--against"),
+            expected="IN... and --against SET..., or --explain and the --output of an earlier run",
+            do="name files and evaluation sets; see datagen decontaminate --help",
+            exit_status=2,
         )
+    summary = decontaminate_files(
+        arguments.inputs,
+        arguments.against,
+        arguments.output,
+        mode=arguments.mode,
+        near=not arguments.exact,
+        query_column=arguments.query_column,
+        text_columns=arguments.text_columns,
     )
+    print(match_table(summary["matches"]), file=sys.stderr)
+    if arguments.explain is not None:
+        print(explain(arguments.output, count=arguments.explain), file=sys.stderr)
+    return _done(summary)
 
 
 def _synthesize(commands: Any) -> None:

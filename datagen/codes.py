@@ -30,7 +30,7 @@ za=zha zh=zho zu=zul
 ISO_639_3 = dict(entry.split("=") for entry in _TWO_LETTERS.split())
 
 _MACRO = {
-    "ara": "arb", "aym": "ayr", "aze": "azj", "fas": "pes", "ful": "fuv", "kau": "knc",
+    "ara": "arb", "aym": "ayr", "aze": "azj", "cmn": "zho", "ekk": "est", "fas": "pes", "ful": "fuv", "kau": "knc",
     "kur": "kmr", "lav": "lvs", "mlg": "plt", "mon": "khk", "msa": "zsm", "nep": "npi",
     "nor": "nob", "ori": "ory", "orm": "gaz", "pus": "pbt", "que": "quy", "sqi": "als",
     "swa": "swh", "uzb": "uzn", "yid": "ydd",
@@ -38,15 +38,16 @@ _MACRO = {
 
 # Scripts that one language writes almost alone: there the script decides better than any model.
 LANGUAGE_OF_SCRIPT = {
-    "Armn": "hye", "Geor": "kat", "Gujr": "guj", "Guru": "pan", "Hang": "kor", "Jpan": "jpn",
-    "Khmr": "khm", "Knda": "kan", "Laoo": "lao", "Mlym": "mal", "Mtei": "mni", "Nkoo": "nqo",
-    "Olck": "sat", "Orya": "ory", "Sinh": "sin", "Taml": "tam", "Telu": "tel", "Thaa": "div",
-    "Thai": "tha",
+    "Armn": "hye", "Cher": "chr", "Geor": "kat", "Grek": "ell", "Gujr": "guj", "Guru": "pan",
+    "Hang": "kor", "Jpan": "jpn", "Khmr": "khm", "Knda": "kan", "Laoo": "lao", "Mlym": "mal",
+    "Mtei": "mni", "Nkoo": "nqo", "Olck": "sat", "Orya": "ory", "Sinh": "sin", "Taml": "tam",
+    "Telu": "tel", "Tfng": "tzm", "Thaa": "div", "Thai": "tha",
 }  # fmt: skip
 
 UNKNOWN_LANGUAGE, UNKNOWN_SCRIPT = "und", "Zyyy"
 _NO_SCRIPT = frozenset({"Zyyy", "Zinh", "Zzzz"})
-_KANA_SHARE = 0.05  # of Han and kana: Chinese text has none, Japanese text seldom less than a third
+# Of Han and kana: Chinese text has none, Japanese text seldom less than a third.
+MIXED_HAN_SHARE = 0.05
 
 
 def standard_language(code: str) -> str:
@@ -90,9 +91,9 @@ def script_shares(text: str) -> dict[str, float]:
 
 def _merge_han(counts: Counter[str], text: str) -> None:
     han, kana = counts.pop("Hani", 0), counts.pop("Hira", 0) + counts.pop("Kana", 0)
-    if kana and kana >= _KANA_SHARE * (han + kana):
+    if kana and kana >= MIXED_HAN_SHARE * (han + kana):
         counts["Jpan"] += han + kana
-    elif counts["Hang"] >= _KANA_SHARE * (han + counts["Hang"]) and counts["Hang"]:
+    elif counts["Hang"] >= MIXED_HAN_SHARE * (han + counts["Hang"]) and counts["Hang"]:
         counts["Hang"] += han + kana
     elif han:
         counts[_han_variant(text)] += han + kana
@@ -102,12 +103,17 @@ def _merge_han(counts: Counter[str], text: str) -> None:
 
 def _han_variant(text: str) -> str:
     """`Hans` or `Hant`: by characters that only GB 2312 or only Big5 has; a draw is `Hans`."""
-    simplified = sum(_encodes(c, "gb2312") and not _encodes(c, "big5") for c in text)
-    traditional = sum(_encodes(c, "big5") and not _encodes(c, "gb2312") for c in text)
-    return "Hant" if traditional > simplified else "Hans"
+    return "Hant" if sum(map(han_variant_of, text)) > 0 else "Hans"
 
 
 @functools.cache
+def han_variant_of(character: str) -> int:
+    """1 for a Han character that only Big5 has, -1 for one that only GB 2312 has, else 0."""
+    if _script_of(character) != "Hani":
+        return 0
+    return _encodes(character, "big5") - _encodes(character, "gb2312")
+
+
 def _encodes(character: str, encoding: str) -> bool:
     try:
         character.encode(encoding)

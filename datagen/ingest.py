@@ -1,6 +1,7 @@
-"""The first step: pairs out of sources, validated row by row.
+"""The first step: pairs out of sources, each one validated.
 
-Every source plans its own units; a unit is read by the reader of its kind, on any worker. A pair
+Every source plans its own units; a unit is read by the reader of its kind, on any worker, as whole
+columns where the format has them and row by row elsewhere. A pair
 that cannot be used is quarantined with its error and costs nothing else; a file that cannot be read
 at all is the user's to mend.
 """
@@ -23,9 +24,11 @@ from datagen.sources import (
     files,
     gettext,
     hub,
+    layouts,
     pycode,
 )
 from datagen.steps import Context, LedgerRow, Step, UnitResult
+from datagen.validation import split_valid
 
 READERS: Mapping[str, Callable[[dict[str, Any]], SourceRows]] = {
     "adapted": adapted.read,
@@ -33,6 +36,7 @@ READERS: Mapping[str, Callable[[dict[str, Any]], SourceRows]] = {
     "files": files.read,
     "gettext": gettext.read,
     "hub": hub.read,
+    "layout": layouts.read,
     "pycode": pycode.read,
 }
 SOURCES: Mapping[str, Callable[..., Source]] = {
@@ -42,6 +46,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "files": files.FilesSource,
     "gettext": gettext.GettextSource,
     "hub": hub.HubSource,
+    "layout": layouts.LayoutSource,
     "pycode": pycode.PycodeSource,
 }
 
@@ -72,7 +77,7 @@ def ingest(*sources: Source, name: str = "ingest") -> Step:
         )
     return Step(
         name=name,
-        version=1,
+        version=2,
         config={"sources": [source.config() for source in sources]},
         inputs={},
         work=partial(_work, sources=sources),
@@ -88,9 +93,11 @@ def _work(context: Context, *, sources: Sequence[Source]) -> None:
 def _ingest_unit(unit: dict[str, Any]) -> UnitResult:
     rows = READERS[unit["kind"]](unit)
     pairs, rejected = _valid(rows.pairs)
-    rejected = rows.quarantined + rejected
     table, misfits = _pair_table(pairs)
-    rejected += misfits
+    rejected = rows.quarantined + rejected + misfits
+    if rows.table is not None:
+        columns, problems = split_valid(rows.table)
+        table, rejected = pa.concat_tables([columns, table]), rejected + problems
     ledger = LedgerRow(
         source=unit["source"],
         rows_in=rows.rows_in,

@@ -10,7 +10,7 @@ where two have the same pair.
 
     - {kind: files, name: squad, task: retrieval, paths: [squad.parquet],
        columns: {query: question, text: passage, title: title}, language: eng_Latn}
-    - {kind: catalog, name: f2llm/miracl}
+    - {kind: catalog, name: f2llm-v2/miracl}
 
 Running again does nothing for what is up to date and resumes what was interrupted.
 """

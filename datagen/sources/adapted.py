@@ -25,14 +25,12 @@ import pyarrow.parquet as pq
 from datagen.schema import TASKS, UserError
 from datagen.sources import SourceRows, check_choice, files, hub
 from datagen.sources.adapters import adapt, check, collect, named
-from datagen.sources.formats import DataFile, decode, file_errors
-from datagen.sources.lines import decode_jsonl
+from datagen.sources.formats import DataFile, decode, file_errors, tables
 from datagen.sources.shapes import ADAPTERS
 from datagen.sources.tables import check_columns
 
 SLICE_ROWS = 20_000
 BATCH_ROWS = 4_000
-BLOCK_BYTES = 1 << 25
 METADATA, RESTORE = "dataset_metadata.json", "source_config.json"  # beside a released subset
 TEXT_COLUMNS = {"id": "_id", "title": "title", "text": "text"}
 
@@ -198,14 +196,14 @@ def _local(place: Place, name: str) -> str:
 def _parquet_rows(place: Place, name: str, columns: Mapping[str, str]) -> int:
     if "folder" in place:
         with file_errors(name), pq.ParquetFile(_local(place, name)) as parquet:
-            _needed(columns, parquet.schema_arrow.names, where=name)
+            needed_columns(columns, parquet.schema_arrow.names, where=name)
             return int(parquet.metadata.num_rows)
     with hub.open_parquet(place["repo"], place["commit"], name) as parquet:
-        _needed(columns, parquet.schema_arrow.names, where=f"{_name(place)}/{name}")
+        needed_columns(columns, parquet.schema_arrow.names, where=f"{_name(place)}/{name}")
         return int(parquet.metadata.num_rows)
 
 
-def _needed(columns: Mapping[str, str], names: Sequence[str], *, where: str) -> list[str]:
+def needed_columns(columns: Mapping[str, str], names: Sequence[str], *, where: str) -> list[str]:
     """The columns of the table that the map names; UserError for one that is not there.
 
     A title is taken where the table has one.
@@ -297,7 +295,7 @@ def _records(
     if not name.endswith(".parquet"):
         file = DataFile(uri=_local(place, name), name=name)
         decoded = decode(file)
-        _needed(spec["columns"], decoded.table.column_names, where=name)
+        needed_columns(spec["columns"], decoded.table.column_names, where=name)
         table = zip(decoded.positions, decoded.table.to_pylist(), strict=True)
         rows = [(f"{name}:{position}", record) for position, record in table]
         bad = [files.rejected_line(file, line, source=spec["source"]) for line in decoded.bad]
@@ -305,7 +303,7 @@ def _records(
     with file_errors(name), pq.ParquetFile(_local(place, name)) as parquet:
         total = parquet.metadata.num_rows
         part = part or {"of": total, "taken": total, "start": 0, "stop": total}
-        needed = _needed(spec["columns"], parquet.schema_arrow.names, where=name)
+        needed = needed_columns(spec["columns"], parquet.schema_arrow.names, where=name)
         first, last = _row(part, part["start"]), _row(part, part["stop"])
         wanted = {_row(part, i) for i in range(part["start"], part["stop"])}
         rows = [
@@ -350,21 +348,9 @@ def _wanted_texts(
     }
 
 
-def _batches(table: Mapping[str, Any]) -> Iterator[pa.RecordBatch | pa.Table]:
+def _batches(table: Mapping[str, Any]) -> Iterator[pa.Table]:
     for name in table["files"]:
-        path = _local(table["place"], name)
-        if name.endswith(".jsonl"):
-            yield from _jsonl_tables(path)
-            continue
-        if not name.endswith(".parquet"):
-            yield decode(DataFile(uri=path, name=name)).table
-            continue
-        with file_errors(name), pq.ParquetFile(path) as parquet:
-            needed = _needed(table["columns"], parquet.schema_arrow.names, where=name)
-            yield from parquet.iter_batches(batch_size=BATCH_ROWS, columns=needed)
-
-
-def _jsonl_tables(path: str) -> Iterator[pa.Table]:
-    with file_errors(path), open(path, "rb") as stream:
-        while lines := stream.readlines(BLOCK_BYTES):
-            yield decode_jsonl(b"".join(lines)).table
+        file = DataFile(uri=_local(table["place"], name), name=name)
+        for piece in tables(file, list(table["columns"].values())):
+            needed_columns(table["columns"], piece.table.column_names, where=name)
+            yield piece.table

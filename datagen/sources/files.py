@@ -1,7 +1,7 @@
 """Rows of plain files, for the commands and as a source of pairs.
 
-A unit is a part of one file: row groups of Parquet, a range of lines of uncompressed JSONL, the
-whole file otherwise. Line numbers of JSONL ranges are counted once, when the work is planned.
+A unit is a part of one file: row groups of Parquet, a range of lines of JSONL, the whole file
+otherwise.
 """
 
 import dataclasses
@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datagen.schema import UserError, rejected_row
-from datagen.sources import ROWS_PER_UNIT, SourceRows
+from datagen.sources import SourceRows
+from datagen.sources.columns import read_columns
 from datagen.sources.formats import DataFile, data_files, decode, file_errors
-from datagen.sources.lines import BadLine, parse_jsonl
-from datagen.sources.parquet import parts, read_part
+from datagen.sources.lines import BadLine
+from datagen.sources.parquet import parts, read_table
+from datagen.sources.ranges import line_ranges, range_records
 from datagen.sources.tables import REQUIRED_COLUMNS, TableSource, check_columns, read_records
 from datagen.store import resolve
-
-BLOCK_BYTES = 1 << 24
 
 
 def read_rows(paths: Sequence[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -54,7 +55,7 @@ def rejected_line(file: DataFile, bad: BadLine, *, source: str) -> dict[str, Any
     """The QUARANTINE row of a line that cannot be read."""
     record = {
         "source": source,
-        "provenance": {"row": f"{file.name}:{bad.line}"},
+        "provenance": {"row": f"{file.name}{file.mark}{bad.line}"},
         "line": bad.data,
     }
     return rejected_row(record, reason=bad.reason, error=bad.error)
@@ -81,7 +82,7 @@ class FilesSource(TableSource):
         ranges: list[dict[str, Any]] = [{}]
         if file.format == "parquet":
             ranges = [{"part": part} for part in self._parquet_parts(file)]
-        elif file.format == "jsonl" and file.compression is None:
+        elif file.format == "jsonl":
             ranges = [{"lines": lines} for lines in line_ranges(file)]
         return [{**base, **part} for part in ranges]
 
@@ -108,64 +109,58 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def line_ranges(file: DataFile) -> list[dict[str, int]]:
-    """Byte ranges of ROWS_PER_UNIT lines each, with the number of their first line."""
-    filesystem, place = resolve(file.uri)
-    cuts, lines, offset = [0], 0, 0
-    with file_errors(file.uri), filesystem.open_input_stream(place) as stream:
-        while block := stream.read(BLOCK_BYTES):
-            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-            first = ROWS_PER_UNIT - 1 - lines % ROWS_PER_UNIT
-            cuts += [offset + int(end) + 1 for end in ends[first::ROWS_PER_UNIT]]
-            lines, offset = lines + len(ends), offset + len(block)
-    if cuts[-1] < offset:
-        cuts.append(offset)
-    return [
-        {"start": start, "stop": stop, "first_line": 1 + i * ROWS_PER_UNIT}
-        for i, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False))
-    ]
-
-
 def read(unit: dict[str, Any]) -> SourceRows:
     """The pairs of one part of one file."""
     file = DataFile(uri=unit["uri"], name=unit["name"])
-    records, bad = _records(file, unit)
-    rows = read_records(records, unit["row_map"])
+    if "part" in unit:
+        filesystem, place = resolve(file.uri)
+        with file_errors(file.uri), pq.ParquetFile(place, filesystem=filesystem) as parquet:
+            table = read_table(parquet, unit["part"], part_columns(unit))
+        return part_pairs(table, unit)
+    rows, bad = _read_lines(file, unit) if "lines" in unit else _read_whole(file, unit)
     rows.rows_in += len(bad)
     rows.quarantined += [rejected_line(file, line, source=unit["source"]) for line in bad]
     return rows
 
 
-def _records(
-    file: DataFile, unit: dict[str, Any]
-) -> tuple[list[tuple[str, dict[str, Any]]], Sequence[BadLine]]:
-    columns = unit["row_map"]["columns"]
-    if "part" in unit:
-        filesystem, place = resolve(file.uri)
-        with file_errors(file.uri):
-            parquet = pq.ParquetFile(place, filesystem=filesystem)
-            found = read_part(parquet, unit["part"], sorted(set(columns.values())))
-        return [(f"{file.name}#{row}", record) for row, record in found], []
-    if "lines" in unit:
-        numbered, bad = parse_jsonl(
-            _read_range(file, unit["lines"]), first_line=unit["lines"]["first_line"]
-        )
-        required = {name: columns[name] for name in REQUIRED_COLUMNS}
+def part_columns(unit: dict[str, Any]) -> list[str]:
+    """The columns of the file that the pairs are made of."""
+    return sorted(set(unit["row_map"]["columns"].values()))
+
+
+def part_pairs(table: pa.Table, unit: dict[str, Any]) -> SourceRows:
+    """The pairs of one part of a Parquet file; rows are called `<name>#<number>`."""
+    first = unit["part"]["first_row"]
+    names = _row_names(unit["name"], "#", range(first, first + table.num_rows))
+    return read_columns(table, names, unit["row_map"])
+
+
+def _row_names(name: str, mark: str, positions: Sequence[int] | np.ndarray) -> pa.Array:
+    numbers = pa.array(positions, pa.int64()).cast(pa.string())
+    return pc.binary_join_element_wise(name, numbers, mark)
+
+
+def _read_lines(file: DataFile, unit: dict[str, Any]) -> tuple[SourceRows, Sequence[BadLine]]:
+    columns, rows, rejected = unit["row_map"]["columns"], SourceRows(), []
+    required = {name: columns[name] for name in REQUIRED_COLUMNS}
+    for numbered, bad in range_records(file, unit["lines"]):
         if numbered:
             check_columns(required, _names(numbered), where=file.uri)
-        return [(f"{file.name}:{line}", record) for line, record in numbered], bad
+        records = ((f"{file.name}:{line}", record) for line, record in numbered)
+        made = read_records(records, unit["row_map"])
+        rows.rows_in += made.rows_in
+        rows.pairs += made.pairs
+        rows.quarantined += made.quarantined
+        rejected += bad
+    return rows, rejected
+
+
+def _read_whole(file: DataFile, unit: dict[str, Any]) -> tuple[SourceRows, Sequence[BadLine]]:
     decoded = decode(file)
-    check_columns(columns, decoded.table.column_names, where=file.uri)
-    mark = "#" if file.format == "arrow" else ":"
-    rows = zip(decoded.positions, decoded.table.to_pylist(), strict=True)
-    return [(f"{file.name}{mark}{position}", record) for position, record in rows], decoded.bad
+    check_columns(unit["row_map"]["columns"], decoded.table.column_names, where=file.uri)
+    names = _row_names(file.name, file.mark, decoded.positions)
+    return read_columns(decoded.table, names, unit["row_map"]), decoded.bad
 
 
 def _names(numbered: Sequence[tuple[int, dict[str, Any]]]) -> list[str]:
     return sorted({name for _, record in numbered for name in record})
-
-
-def _read_range(file: DataFile, lines: dict[str, int]) -> bytes:
-    filesystem, place = resolve(file.uri)
-    with file_errors(file.uri), filesystem.open_input_file(place) as stream:
-        return stream.read_at(lines["stop"] - lines["start"], lines["start"])

@@ -98,7 +98,7 @@ def read(unit: dict[str, Any]) -> SourceRows:
     for path in _catalogs(root, unit["locale"]):
         for number, entry in enumerate(_entries(root / path)):
             rows.rows_in += 1
-            english, translation = _sides(entry)
+            english, translation = sides(entry)
             reason = _reason(entry, english, translation, unit["locale"])
             if reason:
                 rows.dropped[reason] += 1
@@ -121,7 +121,8 @@ def _entries(path: Path) -> Iterator[polib.POEntry]:
         ) from error
 
 
-def _sides(entry: polib.POEntry) -> tuple[str, str]:
+def sides(entry: polib.POEntry) -> tuple[str, str]:
+    """(original, translation) of an entry; with plural forms the ones that go together."""
     forms = entry.msgstr_plural
     if not forms:
         return entry.msgid, entry.msgstr

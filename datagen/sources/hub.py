@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from datagen.schema import UserError
 from datagen.sources import SourceRows, files
 from datagen.sources.formats import DataFile, file_errors
-from datagen.sources.parquet import parts, read_part
-from datagen.sources.tables import TableSource, check_columns, read_records
+from datagen.sources.parquet import parts, read_table
+from datagen.sources.tables import TableSource, check_columns
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_S = 10.0
@@ -176,10 +176,9 @@ def read(unit: dict[str, Any]) -> SourceRows:
     """The pairs of one part of one file."""
     repo, commit, name = unit["repo"], unit["commit"], unit["name"]
     if "part" in unit:
-        columns = sorted(set(unit["row_map"]["columns"].values()))
         with open_parquet(repo, commit, name) as parquet:
-            found = read_part(parquet, unit["part"], columns)
-        return read_records(((f"{name}#{row}", record) for row, record in found), unit["row_map"])
+            table = read_table(parquet, unit["part"], files.part_columns(unit))
+        return files.part_pairs(table, unit)
     with hub_errors(repo, commit):
         local = api().hf_hub_download(repo, name, repo_type="dataset", revision=commit)
     return files.read({**unit, "uri": local})

@@ -1,4 +1,8 @@
-"""Parts of Parquet files: row groups, packed or cut into units of a few thousand rows."""
+"""Parts of Parquet files: row groups, packed or cut into units of some thousand rows.
+
+A row group has no index of its rows: reading its n-th part decodes the parts before it, too. Units
+are therefore not small, and as few rows as BYTES_PER_UNIT hold where rows are large.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,40 +10,64 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datagen.sources import ROWS_PER_UNIT
+from datagen.sources import BYTES_PER_UNIT, ROWS_PER_UNIT
+
+BATCH_ROWS = 4096
 
 
 def parts(metadata: pq.FileMetaData) -> list[dict[str, int]]:
     """Runs of row groups of about ROWS_PER_UNIT rows; a larger group is cut into slices."""
     units: list[dict[str, int]] = []
     first_row = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows, limit = group.num_rows, _rows_per_unit(group)
         last = units[-1] if units else None
-        if last and last["rows"] + rows <= ROWS_PER_UNIT:
-            last["stop_group"], last["rows"] = group + 1, last["rows"] + rows
+        if last and last["rows"] + rows <= min(last["limit"], limit):
+            last["stop_group"], last["rows"] = number + 1, last["rows"] + rows
+            last["limit"] = min(last["limit"], limit)
         else:
-            units += _slices(group, rows, first_row)
+            units += _slices(number, rows, first_row, limit=limit)
         first_row += rows
-    return units
+    return [{name: unit[name] for name in unit if name != "limit"} for unit in units]
 
 
-def _slices(group: int, rows: int, first_row: int) -> Iterator[dict[str, int]]:
-    for offset in range(0, rows, ROWS_PER_UNIT):
+def _rows_per_unit(group: pq.RowGroupMetaData) -> int:
+    fitting = group.num_rows * BYTES_PER_UNIT // max(1, group.total_byte_size)
+    return max(1, min(ROWS_PER_UNIT, fitting))
+
+
+def _slices(group: int, rows: int, first_row: int, *, limit: int) -> Iterator[dict[str, int]]:
+    for offset in range(0, rows, limit):
         yield {
             "group": group,
             "stop_group": group + 1,
             "offset": offset,
-            "rows": min(ROWS_PER_UNIT, rows - offset),
+            "rows": min(limit, rows - offset),
             "first_row": first_row + offset,
+            "limit": limit,
         }
+
+
+def read_table(file: pq.ParquetFile, part: dict[str, int], columns: list[str]) -> pa.Table:
+    """The rows of one part."""
+    groups = list(range(part["group"], part["stop_group"]))
+    start, stop = part["offset"], part["offset"] + part["rows"]
+    seen, found = 0, []
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
+        first, last = max(start - seen, 0), min(stop - seen, batch.num_rows)
+        if first < last:
+            found.append(batch.slice(first, last - first))
+        seen += batch.num_rows
+        if seen >= stop:
+            break
+    schema = found[0].schema if found else None
+    return pa.Table.from_batches(found, schema)
 
 
 def read_part(
     file: pq.ParquetFile, part: dict[str, int], columns: list[str]
 ) -> list[tuple[int, dict[str, Any]]]:
     """(row number in the file, record) of every row of one part."""
-    groups = list(range(part["group"], part["stop_group"]))
-    table: pa.Table = file.read_row_groups(groups, columns=columns)
-    records = table.slice(part["offset"], part["rows"]).to_pylist()
+    records = read_table(file, part, columns).to_pylist()
     return list(enumerate(records, part["first_row"]))

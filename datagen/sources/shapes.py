@@ -8,9 +8,10 @@ the texts behind ids) is gathered once, in `prepare`.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from datagen.sources import content_order
 from datagen.sources.tables import COLUMNS, RowError
 
 Values = dict[str, Any]  # a record under the adapter's names, or a pair under tables.COLUMNS
@@ -63,6 +64,9 @@ def _triplets(values: Values, options: Mapping[str, Any], state: Any) -> list[Va
         raise NotAPair("no_positive")
     negatives = values.get("negatives")
     negatives = negatives if isinstance(negatives, list) else [negatives] if negatives else []
+    scores = values.get("scores") or [None] * len(positives)
+    if not isinstance(scores, list) or len(scores) != len(positives):
+        raise RowError("scores_do_not_fit", f"{len(positives)} positives, scores {scores!r:.100}")
     query, instruction = _plain(values["query"])
     return [
         {
@@ -70,10 +74,24 @@ def _triplets(values: Values, options: Mapping[str, Any], state: Any) -> list[Va
             **_passed_on(values),
             "query": query,
             "text": _plain(text)[0],
-            "negatives": [_plain(negative)[0] for negative in negatives],
+            "negatives": [_plain(negative)[0] for negative in _flat(negatives)],
+            **({} if score is None else {"score": score}),
         }
-        for text in positives
+        for text, score in zip(map(_inner, positives), scores, strict=True)
     ]
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The texts of a list that may hold lists and {text} objects."""
+    for value in values:
+        if isinstance(value, list):
+            yield from _flat(value)
+        else:
+            yield _inner(value)
+
+
+def _inner(value: Any) -> Any:
+    return value["text"] if isinstance(value, Mapping) and "text" in value else value
 
 
 def _label(value: Any, labels: Any, *, known: bool = True) -> str:
@@ -184,12 +202,29 @@ def _pair_classification(
 
 def _bitext(values: Values, options: Mapping[str, Any], state: Any) -> list[Values]:
     languages = options["languages"]  # of the two sides
+    if options.get("gaps") and not (values["first"] and values["second"]):
+        raise NotAPair("untranslated")
     sides = [(values["first"], languages[0]), (values["second"], languages[1])]
     made = []
     for (query, ours), (text, theirs) in (sides, sides[::-1]) if options.get("both") else (sides,):
         tags = {"query_language": ours, "document_language": theirs}
         made.append({**_passed_on(values), **tags, "query": query, "text": text})
     return made
+
+
+def _messages(values: Values, options: Mapping[str, Any], state: Any) -> list[Values]:
+    """A translated message; which side is the query is decided by its content."""
+    if values.get("problem"):
+        raise NotAPair(values["problem"])
+    for name in ("first", "language"):
+        if not isinstance(values[name], str):
+            raise RowError(f"{name}_not_text", f"{name} is {type(values[name]).__name__}, not text")
+    sides = [(values["first"], options["language"]), (values["second"], values["language"])]
+    if int(content_order(values["first"], values["language"]), 16) % 2:
+        sides.reverse()
+    (query, ours), (text, theirs) = sides
+    made = {"query": query, "query_language": ours, "text": text, "document_language": theirs}
+    return [{**{k: v for k, v in _passed_on(values).items() if k != "language"}, **made}]
 
 
 def _code(values: Values, options: Mapping[str, Any], state: Any) -> list[Values]:
@@ -251,7 +286,7 @@ def _ids_of(values: Values) -> Iterable[tuple[str, Any]]:
 ADAPTERS: Mapping[str, Adapter] = {
     "columns": Adapter(expand=_columns, required=("query", "text"), optional=COLUMNS),
     "triplets": Adapter(
-        expand=_triplets, required=("query", "text"), optional=("negatives", *PASSED_ON)
+        expand=_triplets, required=("query", "text"), optional=("negatives", "scores", *PASSED_ON)
     ),
     "beir": Adapter(
         expand=_beir,
@@ -302,8 +337,14 @@ ADAPTERS: Mapping[str, Adapter] = {
     "bitext": Adapter(
         expand=_bitext,
         required=("first", "second"),
-        options=("both",),
+        options=("both", "gaps"),  # gaps: a side may be missing
         needed_options=("languages",),
+    ),
+    "messages": Adapter(
+        expand=_messages,
+        required=("first", "second", "language"),
+        optional=("problem", *PASSED_ON),
+        needed_options=("language",),
     ),
     "code": Adapter(
         expand=_code,
