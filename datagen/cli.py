@@ -116,8 +116,8 @@ def _language(commands: Any) -> None:
     parser.add_argument(
         "--backend",
         default=None,
-        help="embedmix (default), py3langid, langdetect, cld2, cld3, fasttext, fasttext:MODEL_FILE, "
-        "heliport",
+        help="embedmix (default), py3langid, langdetect, cld2, cld3, fasttext, heliport, "
+        "or fasttext:MODEL_FILE",
     )
 
 

@@ -30,7 +30,8 @@ za=zha zh=zho zu=zul
 ISO_639_3 = dict(entry.split("=") for entry in _TWO_LETTERS.split())
 
 _MACRO = {
-    "ara": "arb", "aym": "ayr", "aze": "azj", "cmn": "zho", "ekk": "est", "fas": "pes", "ful": "fuv", "kau": "knc",
+    "ara": "arb", "aym": "ayr", "aze": "azj", "cmn": "zho", "ekk": "est", "fas": "pes",
+    "ful": "fuv", "kau": "knc",
     "kur": "kmr", "lav": "lvs", "mlg": "plt", "mon": "khk", "msa": "zsm", "nep": "npi",
     "nor": "nob", "ori": "ory", "orm": "gaz", "pus": "pbt", "que": "quy", "sqi": "als",
     "swa": "swh", "uzb": "uzn", "yid": "ydd",

