@@ -20,6 +20,8 @@ from markupsafe import Markup
 from datagen.overview import LEDGER, Overview, count_mix, ledger_of, steps_beside, unbalanced
 from datagen.plots import funnel_plot, score_plot
 from datagen.report_tables import (
+    agreement_tables,
+    dropped_tables,
     evaluation_tasks,
     funnel_table,
     gather_facts,
@@ -115,6 +117,8 @@ def render_page(
             funnel=funnel,
             funnel_plot=funnel_plot(funnel),
             languages=language_tables(overview),
+            agreement=agreement_tables(facts),
+            dropped=dropped_tables(facts),
             llms=llm_tables(facts),
             written=written_by(overview),
             matches=match_tables(facts),

@@ -6,6 +6,9 @@ same mix gives the same page. A step leaves what only it knows in its manifest a
     llms             {LLM: {licence, requests, valid, rejected: {reason: n}, tokens, ...}}
     decontamination  {tasks: [name], matches: {task: {source: rows}}}
     mining           {sources: {source: {...}}}
+    agreement        {source: {side: {declared: n, checked: n, language_agrees: share, ...}}}
+    confusions       {source: [{side, declared, detected, texts}]}
+    samples          {source: {rule: [{row, query, text}]}}, of what cleaning dropped
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +20,7 @@ import polars as pl
 from datagen.overview import Overview, language_table, quantile
 from datagen.store import Manifest
 
-FACTS = ("llms", "decontamination", "mining")
+FACTS = ("llms", "decontamination", "mining", "agreement", "confusions", "samples")
 
 # Manifests sort their keys; a table reads better in the order in which things happened.
 _ORDER = ("llm", "source", "licence", "queries", "requests", "valid", "rejected", "tokens")
@@ -169,6 +172,51 @@ def match_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
             for task, row in sorted({**dict.fromkeys(value["tasks"], {}), **counts}.items())
         ]
         tables.append({"title": f"Matches of step {step}", "columns": sources, "lines": lines})
+    return tables
+
+
+def agreement_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How often detection agrees with what a source declares, and what it says otherwise."""
+    tables = []
+    for step, sources in facts["agreement"].items():
+        confusions = facts["confusions"].get(step, {})
+        rows = [
+            {
+                "source": source,
+                "side": side,
+                "declared": counts["declared"],
+                "checked": counts["checked"],
+                "agrees, %": round(100 * counts["language_agrees"], 1),
+                "otherwise": _otherwise(confusions.get(source, []), side),
+            }
+            for source, sides in sources.items()
+            for side, counts in sides.items()
+            if counts["checked"]
+        ]
+        if rows:
+            tables.append({"title": f"Declared and detected in step {step}", "rows": rows})
+    return tables
+
+
+def _otherwise(confusions: Iterable[Mapping[str, Any]], side: str) -> dict[str, int]:
+    """`{"ary_Arab as arb_Arab": 1793}`, the most frequent three."""
+    found = [c for c in confusions if c["side"] == side][:3]
+    return {f"{c['declared']} as {c['detected']}": c["texts"] for c in found}
+
+
+def dropped_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A few rows that each rule of cleaning dropped, for each step that cleans."""
+    tables = []
+    for step, sources in facts["samples"].items():
+        rows = [
+            {"rule": rule, "source": source, "query": row["query"], "document": row["text"]}
+            for source, rules in sources.items()
+            for rule, samples in rules.items()
+            for row in samples[:2]
+        ]
+        rows.sort(key=lambda row: (row["rule"], row["source"]))
+        if rows:
+            tables.append({"title": f"Dropped by step {step}", "rows": rows})
     return tables
 
 

@@ -16,6 +16,7 @@ from datagen.cli import main
 from datagen.overview import BINS, count_mix, language_table, quantile
 from datagen.plots import score_plot
 from datagen.report import cut, render_mix, visible, write_report
+from datagen.report_tables import agreement_tables, dropped_tables
 from datagen.samples import sample_rows
 from datagen.schema import UserError
 from datagen.steps import run_steps
@@ -222,3 +223,41 @@ def test_a_step_folder_is_not_a_mix(output: Path, capsys: pytest.CaptureFixture[
         render_mix(f"{output}/steps/dedup")
     assert main(["report", f"{output}/steps/mine"]) == 2
     assert "found:" in capsys.readouterr().err
+
+
+def test_what_cleaning_dropped_and_detection_doubts_is_shown():
+    facts = {
+        "samples": {
+            "clean": {"faq": {"url_only": [{"row": "7", "query": "Why?", "text": "www.x"}]}}
+        },
+        "agreement": {
+            "language": {
+                "tweets": {
+                    "query": {"declared": 9, "checked": 8, "language_agrees": 0.75},
+                    "document": {"declared": 9, "checked": 0, "language_agrees": 0.0},
+                }
+            }
+        },
+        "confusions": {
+            "language": {
+                "tweets": [
+                    {"side": "query", "declared": "ary_Arab", "detected": "arb_Arab", "texts": 2}
+                ]
+            }
+        },
+    }
+    (dropped,) = dropped_tables(facts)
+    assert dropped["rows"] == [
+        {"rule": "url_only", "source": "faq", "query": "Why?", "document": "www.x"}
+    ]
+    (agreement,) = agreement_tables(facts)
+    assert agreement["rows"] == [
+        {
+            "source": "tweets",
+            "side": "query",
+            "declared": 9,
+            "checked": 8,
+            "agrees, %": 75.0,
+            "otherwise": {"ary_Arab as arb_Arab": 2},
+        }
+    ]
