@@ -144,7 +144,7 @@ def test_mistakes_in_the_recipe_are_refused_at_once(call) -> None:
 
 
 def test_an_unknown_source_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="conversations, files, gettext, hub, pycode"):
+    with pytest.raises(UserError, match="conversations, files, gettext, hub, layout, pycode"):
         source("floppy")
 
 

@@ -196,7 +196,7 @@ def file_errors(uri: str) -> Iterator[None]:
     """Turn what pyarrow says about an unreadable file into a UserError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise UserError(
             found=f"{uri} cannot be read: {reason}",
