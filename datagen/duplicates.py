@@ -15,9 +15,11 @@ import polars as pl
 from datagen.minhash import (
     BANDS,
     DEFAULT_BACKEND,
+    TextKeys,
     candidate_pairs,
     components,
-    text_keys,
+    fast_keys,
+    slow_keys,
     verified,
 )
 
@@ -52,14 +54,20 @@ def _proposed(
     plain, form = np.empty((2, len(texts), 2), np.uint64)
     bands, signed = np.empty((len(texts), BANDS), np.uint32), np.zeros(len(texts), bool)
 
-    def work(start: int) -> None:
-        keys = text_keys(texts.slice(start, PIECE), backend=backend)
-        piece = slice(start, start + len(keys.plain))
-        plain[piece], form[piece] = keys.plain, keys.form
-        bands[start + keys.where] = keys.bands
-        signed[start + keys.where] = True
+    def put(keys: TextKeys, at: np.ndarray) -> None:
+        plain[at], form[at] = keys.plain, keys.form
+        bands[at[keys.where]] = keys.bands
+        signed[at[keys.where]] = True
 
-    list(pool.map(work, range(0, len(texts), PIECE)))
+    def work(start: int) -> np.ndarray:
+        keys, slow = fast_keys(texts.slice(start, PIECE), backend=backend)
+        put(keys, np.arange(start, start + len(keys.plain)))
+        return slow + start
+
+    slow = np.concatenate([[], *pool.map(work, range(0, len(texts), PIECE))]).astype(np.int64)
+    for start in range(0, len(slow), PIECE):
+        some = slow[start : start + PIECE]
+        put(slow_keys(texts.gather(some), backend=backend), some)
     first = _first(form)
     heads = np.flatnonzero(signed & (first == np.arange(len(texts))))
     if len(heads) < len(texts):

@@ -84,16 +84,14 @@ def _composes(pairs, first, second):
 
 @compiled
 def blend(value, part):
-    """The hash of a sequence and one more part of it."""
-    value = (value ^ part) * _ONE
-    return value ^ (value >> np.uint64(29))
+    """The hash of a sequence and one more part of it; `finish` it at the end."""
+    return (value ^ part) * _ONE
 
 
 @compiled
 def blend_other(value, part):
     """A second hash beside `blend`'s, for 128 bits."""
-    value = (value ^ part) * _OTHER
-    return value ^ (value >> np.uint64(31))
+    return (value ^ part) * _OTHER
 
 
 @compiled
@@ -109,17 +107,22 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
     """(way, hash, hash, characters) of one text: which way folds it, and of its plain form."""
     one, other = np.uint64(1), np.uint64(2)
     characters, signs, option, wants_blank = 0, 0, False, False
-    starter, ccc, kept_starter, kept_ccc = (
-        -1,
-        0,
-        -1,
-        0,
-    )  # of the text; of it without what is dropped
+    starter, ccc = -1, 0  # what a mark could compose with
+    kept_starter, kept_ccc = -1, 0  # the same in the text without what is dropped
     # 0: elsewhere, 1: at a word's start, 2: after "-", 3: after "-" and a letter, 4: after "--"
     state = 1
     at = start
     while at < stop:
-        before, point = at, np.int64(data[at])
+        point = np.int64(data[at])
+        if not (state or wants_blank) and point < 0x80 and classes[point] == LETTER:
+            # The inside of a Latin word, most of what there is.
+            while at < stop and data[at] < 0x80 and classes[data[at]] == LETTER:
+                one = blend(one, np.uint64(data[at]))
+                other = blend_other(other, np.uint64(data[at]))
+                at, characters = at + 1, characters + 1
+            starter = kept_starter = np.int64(data[at - 1])
+            ccc = kept_ccc = 0
+            continue
         if point < 0x80:
             at += 1
         else:
@@ -138,9 +141,8 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
             characters += 1
             one = blend(one, np.uint64(0x20))
             other = blend_other(other, np.uint64(0x20))
-        for k in range(before, at):
-            one = blend(one, np.uint64(data[k]))
-            other = blend_other(other, np.uint64(data[k]))
+        one = blend(one, np.uint64(point))
+        other = blend_other(other, np.uint64(point))
         characters += 1
         signs += kind & CODE_SIGN != 0
         if state == 1:
@@ -193,10 +195,19 @@ def _write_straight(data, start, stop, classes, straight, out, to):
 
 
 @compiled
-def _write_natural(data, start, stop, classes, emitted, out, to):
+def _write_natural(data, start, stop, classes, emitted, out, to):  # noqa: C901
     begin, at = to, start
     blank, marks, minus, previous = False, False, False, _START
     while at < stop:
+        if data[at] < 0x80 and classes[data[at]] == LETTER:
+            if blank:
+                out[to] = 0x20
+                to += 1
+            while at < stop and data[at] < 0x80 and classes[data[at]] == LETTER:
+                out[to] = data[at] | 0x20
+                at, to = at + 1, to + 1
+            blank, marks, minus, previous = False, False, False, _REST
+            continue
         point, at = decode(data, at)
         kind = classes[point]
         if kind & DROP:
@@ -326,9 +337,11 @@ def _strings(data: np.ndarray, ends: np.ndarray) -> pl.Series:
 def _hash_rows(data, offsets, hashes):
     for row in range(len(offsets) - 1):
         one, other = np.uint64(1), np.uint64(2)
-        for k in range(offsets[row], offsets[row + 1]):
-            one = blend(one, np.uint64(data[k]))
-            other = blend_other(other, np.uint64(data[k]))
+        at, stop = offsets[row], offsets[row + 1]
+        while at < stop:
+            point, at = decode(data, at)
+            one = blend(one, np.uint64(point))
+            other = blend_other(other, np.uint64(point))
         hashes[row, 0], hashes[row, 1] = finish(one), finish(other)
 
 
