@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 import posixpath
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,15 +143,12 @@ def reading(file: DataFile) -> Iterator[Read]:
     UserError when it cannot be read, or expands as no honest file does.
     """
     filesystem, place = resolve(file.uri)
-    with (
-        file_errors(file.uri),
-        filesystem.open_input_stream(place, compression=file.compression) as stream,
-    ):
+    with file_errors(file.uri), filesystem.open_input_file(place) as stream:
         if file.compression is None:
             yield stream.read
-        else:
-            size = filesystem.get_file_info(place).size
-            yield _Expanding(source=stream.read, file=file, size=size).read
+            return
+        with pa.CompressedInputStream(stream, file.compression) as expanded:
+            yield _Expanding(source=expanded.read, taken=stream.tell, file=file).read
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -159,20 +156,33 @@ class _Expanding:
     """Reads a compressed stream as long as it expands within reason."""
 
     source: Read
+    taken: Callable[[], int]  # compressed bytes so far
     file: DataFile
-    size: int  # bytes of the compressed file
     expanded: int = 0
 
     def read(self, count: int) -> bytes:
         data = self.source(count)
         self.expanded += len(data)
-        if self.expanded > max(FREE_EXPANSION_BYTES, MAX_EXPANSION * self.size):
+        taken = self.taken()
+        if self.expanded > max(FREE_EXPANSION_BYTES, MAX_EXPANSION * taken):
             raise UserError(
-                found=f"{self.file.uri}: {self.size:,} bytes expand to more than {self.expanded:,}",
+                found=f"{self.file.uri}: {taken:,} bytes expand to {self.expanded:,}",
                 expected=f"a file that expands at most {MAX_EXPANSION}-fold",
                 do="check where the file is from; if it is sound, decompress it first",
             )
         return data
+
+
+def check_expansion(file: DataFile) -> None:
+    """UserError when the head of a compressed file expands as no honest file does.
+
+    Expanding is fast where parsing is not: nothing is parsed of a file that would be refused.
+    """
+    left = FREE_EXPANSION_BYTES + BLOCK_BYTES if file.compression else 0
+    if left:
+        with reading(file) as read:
+            while left > 0 and (block := read(BLOCK_BYTES)):
+                left -= len(block)
 
 
 def read_bytes(file: DataFile, *, limit: int) -> bytes:
@@ -224,6 +234,7 @@ def tables(file: DataFile, columns: Sequence[str] | None = None) -> Iterator[Dec
         yield from (as_table(*piece) for piece in _objects(file))
     else:
         delimiter = "\t" if file.format == "tsv" else ","
+        check_expansion(file)
         with reading(file) as read:
             yield from delimited_tables(read, delimiter=delimiter, where=file.uri)
 
@@ -242,6 +253,7 @@ def _objects(file: DataFile) -> Iterator[Records]:
     if file.format == "json":
         yield from _json(file)
         return
+    check_expansion(file)
     with reading(file) as read:
         yield from jsonl_records(read)
 
@@ -337,7 +349,7 @@ def _json(file: DataFile) -> Iterator[Records]:
             expected="a list of objects, an object with such a list as `data`, or JSON lines",
             do="fetch or write the file again, or leave it out",
         ) from error
-    yield from value_records(_json_rows(value, file))
+    yield from value_records(_json_rows(value, file), escapes=b"\\u" in data)
 
 
 def _json_rows(value: Any, file: DataFile) -> list[Any]:

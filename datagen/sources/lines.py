@@ -126,12 +126,12 @@ def _joined_column(tables: Sequence[pa.Table], name: str) -> pa.Array | pa.Chunk
         return _column([value for part in with_nulls for value in part[name].to_pylist()])
 
 
-def value_records(values: Sequence[Any]) -> Iterator[Records]:
+def value_records(values: Sequence[Any], *, escapes: bool) -> Iterator[Records]:
     """The objects in a list of JSON values, numbered from 1 as lines are."""
     for start in range(0, len(values), BLOCK_ROWS):
         records, bad = [], []
         for number, value in enumerate(values[start : start + BLOCK_ROWS], start + 1):
-            reason, error = _row_problem(value)
+            reason, error = row_problem(value, escapes=escapes)
             if reason:
                 data = json.dumps(value).encode()[:MAX_BAD_BYTES]
                 bad.append(BadLine(line=number, reason=reason, error=error, data=data))
@@ -165,16 +165,20 @@ def _json_object(line: bytes) -> tuple[dict[str, Any], str, str]:
         return {}, "invalid_utf8", str(error)[:300]
     except (ValueError, RecursionError) as error:
         return {}, "broken_json", str(error)[:300]
-    return value, *_row_problem(value)
+    return value, *row_problem(value, escapes=b"\\u" in line)
 
 
-def _row_problem(value: Any) -> tuple[str, str]:
-    """(reason, error) for a JSON value that is no row; both are empty when it is one."""
+def row_problem(value: Any, *, escapes: bool) -> tuple[str, str]:
+    """(reason, error) for a JSON value that is no row; both are empty when it is one.
+
+    `escapes` says whether it was written with any: only they can make a lone surrogate, which is
+    legal JSON, but no text.
+    """
     if not isinstance(value, dict):
         return "not_an_object", f"the line is a JSON {type(value).__name__}, not an object"
     try:
-        # A lone surrogate such as "\ud800" is legal JSON, but no text.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        if escapes:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
         return "invalid_utf8", str(error)[:300]
     except RecursionError as error:
