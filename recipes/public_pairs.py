@@ -37,7 +37,7 @@ from datagen.sources import Source
 from datagen.steps import Step, run_steps
 from datagen.store import Manifest
 
-LOCAL_PATHS = ("paths", "folder")  # options that name files
+LOCAL_PATHS = ("paths", "documents", "folder")  # options that name files
 
 
 def public_pairs(sources: Sequence[Source], *, against: Sequence[str] = ()) -> list[Step]:
