@@ -36,6 +36,7 @@ def dedup_files(
     """
     check_options(backend, similarity)
     rows, rejected = read_rows(inputs)
+    pa.default_memory_pool().release_unused()  # what decoding took beside the rows
     texts = text_values(rows, text_column)
     usable = (texts.is_not_null() & (texts.str.strip_chars() != "")).to_numpy()
     rejected += rejected_texts(rows, np.flatnonzero(~usable), text_column, source=inputs[0])

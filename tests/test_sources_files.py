@@ -285,6 +285,18 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path, kind: str) -> None:
         _rows(source)
 
 
+def test_a_last_part_of_nothing_but_incomplete_rows_costs_those_rows(tmp_path: Path) -> None:
+    """They are alone in their unit: only the first rows say whether the column map is wrong."""
+    good = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(ROWS_PER_UNIT)]
+    lines = [json.dumps(row) for row in [*good, {"question": "alone"}]]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    paths = (str(tmp_path / "x.jsonl"),)
+    source = FilesSource(name="x", paths=paths, task="retrieval", columns=COLUMNS)
+    assert len(source.plan()) == 2
+    pairs, rejected = _rows(source)
+    assert (len(pairs), [row["reason"] for row in rejected]) == (ROWS_PER_UNIT, ["text_not_text"])
+
+
 def test_real_pairs(shared_data: Path) -> None:
     """A public file with U+2028 in its texts and blank stems comes through whole."""
     source = FilesSource(

@@ -22,8 +22,11 @@ from datagen.sources.formats import DataFile, data_files, decode, file_errors
 from datagen.sources.lines import BadLine
 from datagen.sources.parquet import parts, read_table
 from datagen.sources.ranges import line_ranges, range_records
+from datagen.sources.soundness import wide_type
 from datagen.sources.tables import REQUIRED_COLUMNS, TableSource, check_columns, read_records
 from datagen.store import resolve
+
+MAX_NARROW_BYTES = (1 << 31) - 1  # of text behind 32-bit offsets
 
 
 def read_rows(paths: Sequence[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -42,13 +45,22 @@ def read_rows(paths: Sequence[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
 
 def _united(tables: Sequence[pa.Table]) -> pa.Table:
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        return _with_room(pa.concat_tables(tables, promote_options="permissive"))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(
             found=f"the files do not fit together: {error}",
             expected="one type for each column in all files",
             do="give the files one by one, or write the column with one type",
         ) from error
+
+
+def _with_room(table: pa.Table) -> pa.Table:
+    """The table with 64-bit offsets wherever a column has grown beyond what 32 bits can count."""
+    fields = [
+        field.with_type(wide_type(field.type)) if column.nbytes > MAX_NARROW_BYTES else field
+        for field, column in zip(table.schema, table.columns, strict=True)
+    ]
+    return table.cast(pa.schema(fields))
 
 
 def rejected_line(file: DataFile, bad: BadLine, *, source: str) -> dict[str, Any]:
@@ -84,6 +96,7 @@ class FilesSource(TableSource):
             ranges = [{"part": part} for part in self._parquet_parts(file)]
         elif file.format == "jsonl":
             ranges = [{"lines": lines} for lines in line_ranges(file)]
+            self._check_first_lines(file, ranges)
         return [{**base, **part} for part in ranges]
 
     def _parquet_parts(self, file: DataFile) -> list[dict[str, int]]:
@@ -92,6 +105,14 @@ class FilesSource(TableSource):
             parquet = pq.ParquetFile(place, filesystem=filesystem)
         check_columns(self.columns, parquet.schema_arrow.names, where=file.uri)
         return parts(parquet.metadata)
+
+    def _check_first_lines(self, file: DataFile, ranges: Sequence[dict[str, Any]]) -> None:
+        """A column that no row of the first block has is a mistake; later, it costs the row."""
+        for unit in ranges[:1]:
+            numbered, _ = next(range_records(file, unit["lines"]), ([], []))
+            if numbered:
+                required = {name: self.columns[name] for name in REQUIRED_COLUMNS}
+                check_columns(required, _names(numbered), where=file.uri)
 
 
 def identity(file: DataFile) -> dict[str, Any]:
@@ -141,11 +162,8 @@ def _row_names(name: str, mark: str, positions: Sequence[int] | np.ndarray) -> p
 
 
 def _read_lines(file: DataFile, unit: dict[str, Any]) -> tuple[SourceRows, Sequence[BadLine]]:
-    columns, rows, rejected = unit["row_map"]["columns"], SourceRows(), []
-    required = {name: columns[name] for name in REQUIRED_COLUMNS}
+    rows, rejected = SourceRows(), []
     for numbered, bad in range_records(file, unit["lines"]):
-        if numbered:
-            check_columns(required, _names(numbered), where=file.uri)
         records = ((f"{file.name}:{line}", record) for line, record in numbered)
         made = read_records(records, unit["row_map"])
         rows.rows_in += made.rows_in

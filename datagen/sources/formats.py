@@ -39,6 +39,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_EXPANSION = 100  # text shrinks 3- to 30-fold
 FREE_EXPANSION_BYTES = 1 << 28  # of any ratio
 MAX_JSON_BYTES = 1 << 30  # of a .json file, which has to be parsed in one go
+MAX_CHUNK_BYTES = 1 << 28  # of Parquet that is read at once
 BATCH_ROWS = 16_384
 
 
@@ -217,11 +218,23 @@ def file_errors(uri: str) -> Iterator[None]:
 
 def decode(file: DataFile) -> Decoded:
     """All rows of one file; UserError when the file as a whole is unreadable."""
-    if file.format != "parquet":
-        return join_decoded(list(tables(file)))
-    filesystem, place = resolve(file.uri)
-    with file_errors(file.uri), pq.ParquetFile(place, filesystem=filesystem) as parquet:
-        return sound(parquet.read(), file, first=0)  # on all cores
+    if file.format == "parquet":
+        filesystem, place = resolve(file.uri)
+        with file_errors(file.uri), pq.ParquetFile(place, filesystem=filesystem) as parquet:
+            if _largest_chunk(parquet.metadata) <= MAX_CHUNK_BYTES:
+                # A row group on all cores, one after the other: all of them at once take twice
+                # the memory of the rows.
+                groups = [parquet.read_row_group(i) for i in range(parquet.num_row_groups)]
+                table = pa.concat_tables([parquet.schema_arrow.empty_table(), *groups])
+                return sound(table, file, first=0)
+    return join_decoded(list(tables(file)))
+
+
+def _largest_chunk(metadata: pq.FileMetaData) -> int:
+    """Bytes of the largest column chunk: reading one at once takes twice as much."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    chunks = (g.column(i).total_uncompressed_size for g in groups for i in range(g.num_columns))
+    return max(chunks, default=0)
 
 
 def tables(file: DataFile, columns: Sequence[str] | None = None) -> Iterator[Decoded]:
@@ -263,8 +276,15 @@ def _parquet(file: DataFile, columns: Sequence[str] | None) -> Iterator[Decoded]
     with file_errors(file.uri), pq.ParquetFile(place, filesystem=filesystem) as parquet:
         names = parquet.schema_arrow.names
         chosen = None if columns is None else [name for name in columns if name in names]
-        batches = parquet.iter_batches(BATCH_ROWS, columns=chosen)
+        rows = BATCH_ROWS * BLOCK_BYTES // max(BLOCK_BYTES, _bytes_of_rows(parquet.metadata))
+        batches = parquet.iter_batches(max(1, rows), columns=chosen)
         yield from _numbered(file, parquet.schema_arrow, batches)
+
+
+def _bytes_of_rows(metadata: pq.FileMetaData) -> int:
+    """Of BATCH_ROWS rows, on average in the row group with the largest."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    return max((BATCH_ROWS * g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
 
 
 def _arrow(file: DataFile) -> Iterator[Decoded]:

@@ -5,7 +5,6 @@ are therefore not small, and as few rows as BYTES_PER_UNIT hold where rows are l
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,7 +53,8 @@ def read_table(file: pq.ParquetFile, part: dict[str, int], columns: list[str]) -
     groups = list(range(part["group"], part["stop_group"]))
     start, stop = part["offset"], part["offset"] + part["rows"]
     seen, found = 0, []
-    for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
+    batch_rows = max(1, min(BATCH_ROWS, part["rows"]))  # where rows are large, a part has few
+    for batch in file.iter_batches(batch_rows, row_groups=groups, columns=columns):
         first, last = max(start - seen, 0), min(stop - seen, batch.num_rows)
         if first < last:
             found.append(batch.slice(first, last - first))
@@ -63,11 +63,3 @@ def read_table(file: pq.ParquetFile, part: dict[str, int], columns: list[str]) -
             break
     schema = found[0].schema if found else None
     return pa.Table.from_batches(found, schema)
-
-
-def read_part(
-    file: pq.ParquetFile, part: dict[str, int], columns: list[str]
-) -> list[tuple[int, dict[str, Any]]]:
-    """(row number in the file, record) of every row of one part."""
-    records = read_table(file, part, columns).to_pylist()
-    return list(enumerate(records, part["first_row"]))

@@ -5,6 +5,8 @@ such a file is refused as a whole. Text that is no UTF-8 costs its row. One pass
 some GB/s; rows are looked at one by one only where there is something wrong.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 
@@ -73,14 +75,22 @@ def _names_of(field: pa.Field) -> list[str]:
 
 def as_bytes(kind: pa.DataType) -> pa.DataType:
     """The type with bytes wherever it has text."""
-    if pa.types.is_string(kind):
-        return pa.binary()
-    if pa.types.is_large_string(kind):
-        return pa.large_binary()
+    return _mapped(kind, {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get)
+
+
+def wide_type(kind: pa.DataType) -> pa.DataType:
+    """The type with 64-bit offsets wherever it has text, bytes or lists."""
+    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    mapped = _mapped(kind, wide.get)
+    return pa.large_list(mapped.value_field) if pa.types.is_list(mapped) else mapped
+
+
+def _mapped(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType | None]) -> pa.DataType:
+    """The type with its innermost types changed, where there is something to change them to."""
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(as_bytes(kind.value_type)))
+        return pa.list_(kind.value_field.with_type(_mapped(kind.value_type, change)))
     if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(as_bytes(kind.value_type)))
+        return pa.large_list(kind.value_field.with_type(_mapped(kind.value_type, change)))
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(as_bytes(field.type)) for field in kind])
-    return kind
+        return pa.struct([field.with_type(_mapped(field.type, change)) for field in kind])
+    return change(kind) or kind
