@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datagen.ingest import ingest
 from datagen.schema import UserError
 from datagen.sources import ROWS_PER_UNIT, files
 from datagen.sources.files import FilesSource, read_rows
 from datagen.sources.lines import decode_delimited, decode_jsonl
+from datagen.steps import run_steps
 
 COLUMNS = {"query": "question", "text": "answer"}
 
@@ -293,8 +295,8 @@ def test_a_last_part_of_nothing_but_incomplete_rows_costs_those_rows(tmp_path: P
     paths = (str(tmp_path / "x.jsonl"),)
     source = FilesSource(name="x", paths=paths, task="retrieval", columns=COLUMNS)
     assert len(source.plan()) == 2
-    pairs, rejected = _rows(source)
-    assert (len(pairs), [row["reason"] for row in rejected]) == (ROWS_PER_UNIT, ["text_not_text"])
+    (row,) = run_steps([ingest(source)], str(tmp_path / "out"), executor="local")["ingest"].ledger
+    assert (row["kept"], row["quarantined"]) == (ROWS_PER_UNIT, {"text_not_text": 1})
 
 
 def test_real_pairs(shared_data: Path) -> None:
