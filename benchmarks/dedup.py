@@ -1,14 +1,13 @@
 """Near-duplicate removal, ours beside datatrove and datasketch on the same real texts.
 
-    python benchmarks/dedup.py TABLE... [--texts 300000] [--peer-texts 20000]
+    python benchmarks/dedup.py TABLE... [--texts 300000] [--peer-texts 300000]
         [--peer-python PYTHON] [--grow 100000 300000 1000000 3000000] [--output FILE.md]
 
 Reads the text columns of Parquet tables, takes distinct rows of at least 40 characters in the order
 of their hash, and times whole runs from Parquet to Parquet, each in a process of its own: on the
 texts as they are, and on passages of 1,000 characters that are joined from them. datatrove needs
 its own environment (`--peer-python`, with `datatrove[processing,io]`), runs its four stages with
-its defaults on as many local tasks as there are cores. Peers are timed on `--peer-texts` texts:
-their rates do not rise with the number. Recall and precision are against brute force over the
+its defaults on as many local tasks as there are cores. Recall and precision are against brute force over the
 Jaccard of all pairs of a sample into which edited copies were put.
 
 `--grow` times ours on ever more texts, made by crossing halves of real ones and editing a twentieth
@@ -243,6 +242,7 @@ def compared(
 ) -> list[dict[str, Any]]:
     """Rates of ours on all texts and of the peers on `few` of them."""
     place.mkdir()
+    few = min(few, len(texts))
     cores = len(os.sched_getaffinity(0))
     everything, parts, one = place / "all.parquet", place / "few", place / "one.parquet"
     parts.mkdir()
@@ -300,13 +300,13 @@ def main() -> None:
     )
     parser.add_argument("tables", nargs="+", metavar="TABLE")
     parser.add_argument("--texts", type=int, default=300_000)
-    parser.add_argument("--peer-texts", type=int, default=20_000)
+    parser.add_argument("--peer-texts", type=int, help="fewer, where time is short")
     parser.add_argument("--peer-python", help="python of an environment with datatrove")
     parser.add_argument("--grow", type=int, nargs="*", default=(), metavar="N")
     parser.add_argument("--output", type=Path, help="a Markdown file; the plot goes beside it")
     arguments = parser.parse_args()
     texts = real_texts(arguments.tables, arguments.texts)
-    peers = {"few": arguments.peer_texts, "peer_python": arguments.peer_python}
+    peers = {"few": arguments.peer_texts or len(texts), "peer_python": arguments.peer_python}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         found = accuracy(texts, place)

@@ -84,10 +84,11 @@ def _dedup(commands: Any) -> None:
     _inputs(parser)
     parser.add_argument("--text-column", default="text", metavar="NAME")
     parser.add_argument("--similarity", type=float, default=0.8, metavar="J", help="0..1 (0.8)")
-    parser.add_argument("--backend", default="rensa", help="signatures by rensa or datasketch")
+    parser.add_argument("--backend", help="signatures by numba (default), rensa or datasketch")
 
 
 def _run_dedup(arguments: argparse.Namespace) -> int:
+    from datagen.minhash import DEFAULT_BACKEND
     from datagen.row_dedup import dedup_files
 
     return _done(
@@ -96,7 +97,7 @@ def _run_dedup(arguments: argparse.Namespace) -> int:
             arguments.output,
             text_column=arguments.text_column,
             similarity=arguments.similarity,
-            backend=arguments.backend,
+            backend=arguments.backend or DEFAULT_BACKEND,
         )
     )
 

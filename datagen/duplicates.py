@@ -24,6 +24,7 @@ from datagen.minhash import (
 )
 
 PIECE = 1 << 13  # texts that a thread works on at once: bounds what is in memory beside the texts
+SLOW_PIECE = 1 << 11
 PAIRS = 1 << 14  # candidates verified at once
 
 
@@ -46,6 +47,12 @@ def find_duplicates(
     return first, jaccard, same == first
 
 
+def load_kernels() -> None:
+    """Load the compiled code now rather than with the first texts."""
+    text = "ten words are enough to be signed and to be compared"
+    find_duplicates(pl.Series([text, text + "."]), similarity=0.8)
+
+
 def _proposed(
     texts: pl.Series, backend: str, pool: ThreadPoolExecutor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,10 +71,12 @@ def _proposed(
         put(keys, np.arange(start, start + len(keys.plain)))
         return slow + start
 
-    slow = np.concatenate([[], *pool.map(work, range(0, len(texts), PIECE))]).astype(np.int64)
-    for start in range(0, len(slow), PIECE):
-        some = slow[start : start + PIECE]
+    def work_slow(start: int) -> None:
+        some = slow[start : start + SLOW_PIECE]
         put(slow_keys(texts.gather(some), backend=backend), some)
+
+    slow = np.concatenate([[], *pool.map(work, range(0, len(texts), PIECE))]).astype(np.int64)
+    list(pool.map(work_slow, range(0, len(slow), SLOW_PIECE)))
     first = _first(form)
     heads = np.flatnonzero(signed & (first == np.arange(len(texts))))
     if len(heads) < len(texts):

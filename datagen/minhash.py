@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from datagen.schema import UserError
 
@@ -208,6 +206,9 @@ def components(count: int, edges: np.ndarray) -> np.ndarray:
 
     `edges` [n, 2] name positions that resemble each other; positions are the order of preference.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), (count, count))
     _, label = connected_components(links, directed=False)
     first = np.full(label.max(initial=-1) + 1, count, np.int64)

@@ -6,13 +6,14 @@ them some 250 bytes a text: forms are folded piece by piece and again for what b
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from datagen.duplicates import find_duplicates
+from datagen.duplicates import find_duplicates, load_kernels
 from datagen.minhash import DEFAULT_BACKEND, check_options
 from datagen.schema import QUARANTINE, UserError, rejected_row
 from datagen.sources.files import read_rows
@@ -35,7 +36,9 @@ def dedup_files(
     and `kind` (exact or near). Returns the counts.
     """
     check_options(backend, similarity)
-    rows, rejected = read_rows(inputs)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(load_kernels)  # half a second, while the disk and Arrow are busy
+        rows, rejected = read_rows(inputs)
     pa.default_memory_pool().release_unused()  # what decoding took beside the rows
     texts = text_values(rows, text_column)
     usable = (texts.is_not_null() & (texts.str.strip_chars() != "")).to_numpy()

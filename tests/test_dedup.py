@@ -1,6 +1,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from datagen import minhash
+from datagen.cli import main
 from datagen.dedup import dedup, dedup_files
 from datagen.schema import PAIR, UserError, document_id, query_id
 from datagen.steps import Step, run_steps
@@ -321,3 +324,15 @@ def test_real_edits_are_found_and_real_rows_stay(shared_data, tmp_path):
     right = [r for r in removed if r["row"] - r["duplicate_of"] == len(long)]
     assert len(right) >= 0.93 * len(long)
     assert len([r for r in removed if r["row"] < len(long)]) <= 0.02 * len(long)
+
+
+def test_the_command_takes_the_fast_backend(tmp_path: Path, monkeypatch: Any) -> None:
+    """It once kept a slower one than the function does, which only a stopwatch showed."""
+    asked = []
+    monkeypatch.setitem(
+        minhash.BACKENDS, "numba", lambda *key: asked.append("numba") or minhash._numba(*key)
+    )
+    rows = pa.table({"text": ["one text that is long enough to be signed"]})
+    pq.write_table(rows, tmp_path / "x.parquet")
+    assert main(["dedup", str(tmp_path / "x.parquet"), "--output", str(tmp_path / "out")]) == 0
+    assert asked

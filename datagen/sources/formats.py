@@ -225,7 +225,7 @@ def decode(file: DataFile) -> Decoded:
                 # A row group on all cores, one after the other: all of them at once take twice
                 # the memory of the rows.
                 groups = [parquet.read_row_group(i) for i in range(parquet.num_row_groups)]
-                table = pa.concat_tables([parquet.schema_arrow.empty_table(), *groups])
+                table = pa.concat_tables(groups or [parquet.schema_arrow.empty_table()])
                 return sound(table, file, first=0)
     return join_decoded(list(tables(file)))
 
