@@ -5,13 +5,13 @@
 
 Reads the text columns of Parquet tables, takes distinct rows of at least 40 characters in the order
 of their hash, and times whole runs from Parquet to Parquet, each in a process of its own: on the
-texts as they are, and on passages of 1,000 characters that are joined from them. datatrove needs
+texts as they are, and on passages of 1,000 characters that all of them are cut into. datatrove needs
 its own environment (`--peer-python`, with `datatrove[processing,io]`), runs its four stages with
-its defaults on as many local tasks as there are cores. Recall and precision are against brute force over the
-Jaccard of all pairs of a sample into which edited copies were put.
+its defaults on as many local tasks as there are cores. Recall and precision are against brute
+force over the Jaccard of all pairs of a sample into which edited copies were put.
 
-`--grow` times ours on ever more texts, made by crossing halves of real ones and editing a twentieth
-lightly, and draws time and memory beside the output.
+`--grow` times ours on ever more texts, made by weaving two real ones into each and editing a
+twentieth lightly, and draws time and memory beside the output.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ import pyarrow.parquet as pq
 MINIMUM_CHARACTERS = 40
 COLUMNS = ("text", "positive", "text_a", "text_b", "query")
 SAMPLE, EDITED = 6000, 1500
+PIECE = 12
 
 DATATROVE = """
 import sys
@@ -82,7 +84,7 @@ pq.write_table(pa.table({"text": [texts[row] for row in kept]}), sys.argv[2])
 """
 
 
-def real_texts(tables: Sequence[str], count: int) -> list[str]:
+def real_texts(tables: Sequence[str]) -> list[str]:
     """Distinct texts of the tables, in the order of their hash."""
     found: dict[bytes, str] = {}
     for table in tables:
@@ -91,9 +93,7 @@ def real_texts(tables: Sequence[str], count: int) -> list[str]:
             for text in rows[name].to_pylist() if name in rows.column_names else ():
                 if text and len(text) >= MINIMUM_CHARACTERS:
                     found[hashlib.blake2b(text.encode(), digest_size=8).digest()] = text
-    if len(found) < count:
-        sys.exit(f"found: {len(found)} texts\nexpected: {count}\ndo: name more tables")
-    return [found[key] for key in sorted(found)[:count]]
+    return [found[key] for key in sorted(found)]
 
 
 def edited(text: str, draw: random.Random) -> str:
@@ -164,20 +164,14 @@ def accuracy(texts: Sequence[str], place: Path) -> dict[str, float]:
 
 
 def passages(texts: Sequence[str], length: int) -> list[str]:
-    """The texts joined, in their order, to passages of `length` characters."""
-    joined, room = [], []
-    size = 0
-    for text in texts:
-        room.append(text)
-        size += len(text) + 1
-        if size >= length:
-            joined.append(" ".join(room)[:length])
-            room, size = [], 0
-    return joined
+    """All texts, one after the other, cut into passages of `length` characters."""
+    stream = " ".join(texts)
+    return [stream[i : i + length] for i in range(0, len(stream) - length, length)]
 
 
 def crossed(texts: Sequence[str], count: int) -> Iterator[str]:
-    """`count` texts: halves of two each; every twentieth is its predecessor with a word changed."""
+    """`count` texts, each two real ones in turn, PIECE characters at a time: no two are alike, but
+    every twentieth is its predecessor with a word changed."""
     draw, before = random.Random(0), ""
     for i in range(count):
         if i % 20 == 19:
@@ -187,8 +181,13 @@ def crossed(texts: Sequence[str], count: int) -> Iterator[str]:
             continue
         one = texts[i % len(texts)]
         other = texts[(i + 7919 * (1 + i // len(texts))) % len(texts)]
-        before = one[: len(one) // 2] + other[len(other) // 2 :]
+        pieces = zip_longest(_pieces(one, 0), _pieces(other, PIECE // 2), fillvalue="")
+        before = "".join(chain.from_iterable(pieces))[: (len(one) + len(other)) // 2]
         yield before
+
+
+def _pieces(text: str, first: int) -> list[str]:
+    return [text[i : i + PIECE] for i in range(first, len(text), 2 * PIECE)]
 
 
 def grow(texts: Sequence[str], counts: Sequence[int], place: Path) -> list[dict[str, Any]]:
@@ -305,14 +304,17 @@ def main() -> None:
     parser.add_argument("--grow", type=int, nargs="*", default=(), metavar="N")
     parser.add_argument("--output", type=Path, help="a Markdown file; the plot goes beside it")
     arguments = parser.parse_args()
-    texts = real_texts(arguments.tables, arguments.texts)
+    everything = real_texts(arguments.tables)
+    texts = everything[: arguments.texts]
+    if len(texts) < arguments.texts:
+        sys.exit(f"found: {len(texts)} texts\nexpected: {arguments.texts}\ndo: name more tables")
     peers = {"few": arguments.peer_texts or len(texts), "peer_python": arguments.peer_python}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         found = accuracy(texts, place)
         print(json.dumps(found), flush=True)
         tables = [compared(texts, place / "short", **peers)]
-        tables.append(compared(passages(texts, 1000), place / "long", **peers))
+        tables.append(compared(passages(everything, 1000), place / "long", **peers))
         grown = grow(texts, arguments.grow, place) if arguments.grow else []
     if not arguments.output:
         return
@@ -324,7 +326,7 @@ def main() -> None:
     parts = [
         f"# Near-duplicate removal, {datetime.date.today()}",
         f"`{command}` on {machine()}. Whole processes, from Parquet to Parquet; ours: median of "
-        f"three. {len(texts):,} distinct real texts as they are, then joined to passages of 1,000 "
+        f"three. {len(texts):,} distinct real texts as they are, then all there are as passages of 1,000 "
         "characters. datatrove: four stages, its defaults, as many local tasks as cores; "
         "datasketch: MinHashLSH, 128 permutations, one process. Memory: all processes together.",
         *map(markdown, tables),
@@ -334,7 +336,7 @@ def main() -> None:
     ]
     if grown:
         parts += [
-            "Growth, on texts crossed from real ones. Memory beyond the text is the peak less the "
+            "Growth, on texts woven from real ones. Memory beyond the text is the peak less the "
             "text and less the peak with 1,000 texts (the libraries), a text.",
             markdown(grown),
             f"![time and memory]({arguments.output.with_suffix('.png').name})",

@@ -41,7 +41,7 @@ def dedup_files(
         rows, rejected = read_rows(inputs)
     pa.default_memory_pool().release_unused()  # what decoding took beside the rows
     texts = text_values(rows, text_column)
-    usable = (texts.is_not_null() & (texts.str.strip_chars() != "")).to_numpy()
+    usable = texts.str.contains(r"\S").fill_null(False).to_numpy()
     rejected += rejected_texts(rows, np.flatnonzero(~usable), text_column, source=inputs[0])
     positions = np.flatnonzero(usable)
     texts = texts if usable.all() else texts.gather(positions)
@@ -96,10 +96,11 @@ def rejected_texts(
     rows: pa.Table, positions: np.ndarray, column: str, *, source: str
 ) -> list[dict[str, Any]]:
     """QUARANTINE rows for rows whose text is null or blank."""
+    mask = np.zeros(rows.num_rows, bool)
+    mask[positions] = True
+    found = rows.filter(pa.array(mask))  # take copies all rows into one chunk first
     rejected = []
-    for position, row in zip(
-        positions.tolist(), rows.take(pa.array(positions)).to_pylist(), strict=True
-    ):
+    for position, row in zip(np.flatnonzero(mask).tolist(), found.to_pylist(), strict=True):
         reason = f"{column}_not_text" if row[column] is None else f"{column}_empty"
         record = {"provenance": {"row": str(position)}, "source": source, "columns": row}
         error = f"{column} is {'null' if row[column] is None else 'blank'}"

@@ -40,7 +40,7 @@ MAX_EXPANSION = 100  # text shrinks 3- to 30-fold
 FREE_EXPANSION_BYTES = 1 << 28  # of any ratio
 MAX_JSON_BYTES = 1 << 30  # of a .json file, which has to be parsed in one go
 MAX_CHUNK_BYTES = 1 << 28  # of Parquet that is read at once
-BATCH_ROWS = 16_384
+BATCH_ROWS, PIECE_ROWS = 1 << 14, 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,11 +222,15 @@ def decode(file: DataFile) -> Decoded:
         filesystem, place = resolve(file.uri)
         with file_errors(file.uri), pq.ParquetFile(place, filesystem=filesystem) as parquet:
             if _largest_chunk(parquet.metadata) <= MAX_CHUNK_BYTES:
-                # A row group on all cores, one after the other: all of them at once take twice
-                # the memory of the rows.
-                groups = [parquet.read_row_group(i) for i in range(parquet.num_row_groups)]
-                table = pa.concat_tables(groups or [parquet.schema_arrow.empty_table()])
-                return sound(table, file, first=0)
+                # Piece by piece of one row group after the other: half the time, and half the
+                # memory beside the rows, of reading all at once.
+                pieces = [
+                    piece
+                    for group in range(parquet.num_row_groups)
+                    for piece in parquet.iter_batches(PIECE_ROWS, row_groups=[group])
+                ]
+                schema = None if pieces else parquet.schema_arrow
+                return sound(pa.Table.from_batches(pieces, schema), file, first=0)
     return join_decoded(list(tables(file)))
 
 
