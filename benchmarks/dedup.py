@@ -5,7 +5,7 @@
 
 Reads the text columns of Parquet tables, takes distinct rows of at least 40 characters in the order
 of their hash, and times whole runs from Parquet to Parquet, each in a process of its own: on the
-texts as they are, and on passages of 1,000 characters that all of them are cut into. datatrove needs
+texts as they are, and on passages of 1,000 characters that all are cut into. datatrove needs
 its own environment (`--peer-python`, with `datatrove[processing,io]`), runs its four stages with
 its defaults on as many local tasks as there are cores. Recall and precision are against brute
 force over the Jaccard of all pairs of a sample into which edited copies were put.
@@ -326,8 +326,8 @@ def main() -> None:
     parts = [
         f"# Near-duplicate removal, {datetime.date.today()}",
         f"`{command}` on {machine()}. Whole processes, from Parquet to Parquet; ours: median of "
-        f"three. {len(texts):,} distinct real texts as they are, then all there are as passages of 1,000 "
-        "characters. datatrove: four stages, its defaults, as many local tasks as cores; "
+        f"three. {len(texts):,} distinct real texts as they are, then all there are as passages of "
+        "1,000 characters. datatrove: four stages, its defaults, as many local tasks as cores; "
         "datasketch: MinHashLSH, 128 permutations, one process. Memory: all processes together.",
         *map(markdown, tables),
         f"Against brute force over all pairs of {SAMPLE:,} texts and {EDITED:,} edited copies "

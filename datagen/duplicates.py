@@ -23,9 +23,9 @@ from datagen.minhash import (
     verified,
 )
 
-PIECE = 1 << 13  # texts that a thread works on at once: bounds what is in memory beside the texts
+PIECE = 1 << 12  # texts that a thread works on at once: bounds what is in memory beside the texts
 SLOW_PIECE = 1 << 11
-PAIRS = 1 << 14  # candidates verified at once
+PAIRS = 1 << 13  # candidates verified at once
 
 
 def find_duplicates(
@@ -117,10 +117,16 @@ def _known(
     edges: np.ndarray, scores: np.ndarray, first: np.ndarray, form: np.ndarray
 ) -> np.ndarray:
     """The Jaccard of each form with its first: 1.0 for itself, NaN where no edge joins the two."""
-    ends = pl.DataFrame({"first": first, "form": form})
-    known = pl.DataFrame({"first": edges[:, 0], "form": edges[:, 1], "score": scores})
-    found = ends.join(known, on=["first", "form"], how="left", maintain_order="left")["score"]
-    return np.where(first == form, 1.0, found.fill_null(np.nan).to_numpy())
+    jaccard = np.where(first == form, 1.0, np.nan)
+    if len(edges):
+        count = np.int64(len(form))
+        names = edges[:, 0] * count + edges[:, 1]
+        order = np.argsort(names)
+        wanted = first * count + form
+        at = order[np.minimum(np.searchsorted(names, wanted, sorter=order), len(names) - 1)]
+        there = names[at] == wanted
+        jaccard[there] = scores[at[there]]
+    return jaccard
 
 
 def _similarities(texts: pl.Series, pairs: np.ndarray) -> np.ndarray:

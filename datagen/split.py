@@ -43,7 +43,9 @@ def write_queries(
     positives = kept.group_by("query_id").agg(positives=pl.col("doc_id").sort())
     given = negatives.group_by("query_id", maintain_order=True).agg(given_negatives="doc_id")
     rows = kept.unique("query_id", keep="first", maintain_order=True).drop("negatives")
-    rows = rows.join(positives, on="query_id").join(given, on="query_id", how="left")
+    # Whoever stands first in a cluster names it: the order of the pairs has to last.
+    rows = rows.join(positives, on="query_id", maintain_order="left")
+    rows = rows.join(given, on="query_id", how="left", maintain_order="left")
     rows = rows.with_columns(pl.col("given_negatives").fill_null([]))
     rows = _renamed(_led(rows, "query_id", "query_cluster", old), units, set(old["id"]))
 
@@ -109,7 +111,7 @@ def write_documents(
     negative = negatives.join(origins, on=["unit", "row"]).sort("order", "part")
     rows = pl.concat([positive.select(place), negative.select(place)])
     rows = rows.unique("doc_id", keep="first", maintain_order=True)
-    rows = rows.join(old.select(doc_id="id"), on="doc_id", how="anti")
+    rows = rows.join(old.select(doc_id="id"), on="doc_id", how="anti", maintain_order="left")
     rows = _led(rows, "doc_id", "document_cluster", old)
 
     def build(part: pl.DataFrame) -> pa.Table:

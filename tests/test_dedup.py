@@ -254,6 +254,24 @@ def test_order_never_changes_the_output_and_nothing_is_lost(rows, seed, tmp_path
         assert {row["cluster"] for row in found[0][table]} <= ids
 
 
+def test_a_cluster_whose_leader_went_is_named_after_its_best_query(tmp_path):
+    """The query in small letters leads, but its only pair is a near-duplicate of a longer one; of
+    those that stay the public one names the cluster, every time."""
+    rows = [
+        {"query": LONG, "text": "Add user"},
+        {"query": LONG.upper(), "text": "add user!"},
+        {"query": EDITED, "text": "Add group", "origin": "synthetic"},
+    ]
+    rows += [{"query": f"question {i}", "text": f"answer {i}"} for i in range(40)]
+    for seed in range(6):
+        shuffled = random.Random(seed).sample(rows, len(rows))
+        found = deduped(tmp_path / str(seed), shuffled)["queries"]
+        clusters = {row["query"]: row["cluster"] for row in found}
+        (leader,) = (row["query_id"] for row in found if row["query"] == LONG.upper())
+        assert LONG not in clusters
+        assert clusters[LONG.upper()] == clusters[EDITED] == leader
+
+
 def test_ray_writes_the_same_bytes(tmp_path, ray_session):
     rows = [{"query": TEXTS[i % 8], "text": TEXTS[i // 8]} for i in range(64)]
     digests = set()
