@@ -79,9 +79,7 @@ def _proposed(
     list(pool.map(work_slow, range(0, len(slow), SLOW_PIECE)))
     first = _first(form)
     heads = np.flatnonzero(signed & (first == np.arange(len(texts))))
-    if len(heads) < len(texts):
-        bands = bands[heads]
-    return _first(plain), first, heads[candidate_pairs(bands)]
+    return _first(plain), first, candidate_pairs(bands, heads)
 
 
 def _first(hashes: np.ndarray) -> np.ndarray:

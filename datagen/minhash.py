@@ -140,18 +140,29 @@ def _form_keys(
     return form, where, band_hashes(rows, BANDS)
 
 
-def candidate_pairs(bands: np.ndarray) -> np.ndarray:
-    """Pairs [n, 2] of rows that share a band, smaller first, sorted, unique."""
-    found = [np.empty((0, 2), dtype=np.int64)]
+def candidate_pairs(bands: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Pairs [n, 2] of those of `rows` that share a band, smaller first, sorted, unique."""
+    found = [np.empty(0, dtype=np.int64)]
     for band in range(bands.shape[1]):
         beside = (band + 1) % bands.shape[1]
-        found.append(band_pairs(bands[:, band].copy(), bands[:, beside]))
-    return unique_pairs(np.concatenate(found), len(bands))
+        pairs = rows[band_pairs(bands[rows, band], bands[rows, beside])]
+        found.append(_distinct_codes(pairs, len(bands)))
+    codes = np.concatenate(found)
+    found.clear()
+    codes.sort()
+    return _pairs_of(codes[np.diff(codes, prepend=-1) != 0], len(bands))
 
 
 def unique_pairs(pairs: np.ndarray, count: int) -> np.ndarray:
     """The distinct ones of pairs [n, 2] of numbers below `count`, sorted."""
-    codes = np.unique(pairs[:, 0] * np.int64(count) + pairs[:, 1])
+    return _pairs_of(_distinct_codes(pairs, count), count)
+
+
+def _distinct_codes(pairs: np.ndarray, count: int) -> np.ndarray:
+    return np.unique(pairs[:, 0] * np.int64(count) + pairs[:, 1])
+
+
+def _pairs_of(codes: np.ndarray, count: int) -> np.ndarray:
     return np.stack(np.divmod(codes, np.int64(max(count, 1))), axis=1)
 
 

@@ -160,7 +160,7 @@ def test_all_backends_find_the_same_duplicates():
 def test_buckets_propose_pairs_without_squaring():
     bands = np.zeros((1000, 2), dtype=np.uint32)
     bands[:, 1] = np.arange(1000)
-    pairs = candidate_pairs(bands)
+    pairs = candidate_pairs(bands, np.arange(len(bands)))
     assert len(pairs) < 10_000
     assert (pairs[:, 0] < pairs[:, 1]).all() and set(range(1, 1000)) == set(pairs[:, 1])
 
