@@ -199,18 +199,37 @@ def _synthesize(commands: Any) -> None:
         _run_synthesize,
         about="Let LLMs write queries for documents.\n\nReads rows with text (title and language "
         "if known). Writes rows.parquet (each record with its\nprovenance), rejected.parquet "
-        "(with the reason) and models.json (the table per LLM).",
-        example="datagen synthesize --documents d.jsonl --models gemma3-270m --output queries",
+        "(with the reason) and models.json (the table per LLM). What was\nanswered once is never "
+        "asked again: stop it, run it again, add a model, ask for more.",
+        example="datagen synthesize --documents d.jsonl --models gemma3-270m --output queries\n"
+        "  datagen synthesize --documents d.jsonl --models http://gpu:8000/v1#Qwen/Qwen3-8B "
+        "--output queries --plan",
     )
     parser.add_argument("--documents", nargs="+", required=True, metavar="IN", help=FILES)
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
         "--models",
         nargs="+",
-        required=True,
         metavar="M",
-        help="model folders, Hub ids or packaged names",
+        help="model folders, Hub ids, packaged names, or URL#NAME of an OpenAI-compatible server",
     )
-    parser.add_argument("--per-model", type=int, metavar="N", help="queries asked of each model")
+    which.add_argument(
+        "--pool", metavar="FILE", help="LLMs with all their settings, as YAML; or `nemotron`"
+    )
+    parser.add_argument("--per-model", type=int, metavar="N", help="queries to keep of each (100)")
+    parser.add_argument(
+        "--languages", nargs="+", default=(), metavar="L", help="of queries, beside the documents'"
+    )
+    parser.add_argument(
+        "--cross-lingual", type=float, default=0.0, metavar="P", help="share in another language"
+    )
+    parser.add_argument(
+        "--calls", type=int, choices=(1, 2), default=1, help="2: large LLMs choose who asks what"
+    )
+    parser.add_argument("--plan", action="store_true", help="only say what it takes, by a sample")
+    parser.add_argument(
+        "--key-variable", default="", metavar="NAME", help="environment variable with the key"
+    )
     parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="unpacked models")
     parser.add_argument("--ray", action="store_true", help="spread over the Ray cluster")
     _output(parser)
@@ -218,14 +237,23 @@ def _synthesize(commands: Any) -> None:
 
 def _run_synthesize(arguments: argparse.Namespace) -> int:
     from datagen.synthesize import synthesize_files
+    from datagen.synthesize.llm import from_model
+    from datagen.synthesize.pools import load_pool
 
-    options = {"per_model": arguments.per_model} if arguments.per_model else {}
+    key = arguments.key_variable
+    options = {"per_llm": arguments.per_model} if arguments.per_model else {}
     return _done(
         synthesize_files(
             arguments.documents,
             arguments.output,
-            models=arguments.models,
+            llms=load_pool(arguments.pool)
+            if arguments.pool
+            else [from_model(model, key_variable=key) for model in arguments.models],
             cache=arguments.cache,
+            languages=arguments.languages,
+            cross_lingual=arguments.cross_lingual,
+            calls=arguments.calls,
+            only_plan=arguments.plan,
             executor="ray" if arguments.ray else "local",
             **options,
         )

@@ -3,7 +3,7 @@
 Functions give plain lists and dicts, largest first and sorted by name where equal, so that the
 same mix gives the same page. A step leaves what only it knows in its manifest as a *fact*:
 
-    llms             {LLM: {licence, requests, valid, rejected: {reason: n}, tokens, ...}}
+    llms             [{llm, kind, language, requested, valid, kept, reasons: {reason: n}, ...}]
     decontamination  {tasks: [name], matches: {task: {source: rows}}}
     mining           {sources: {source: {...}}}
     agreement        {source: {side: {declared: n, checked: n, language_agrees: share, ...}}}
@@ -23,7 +23,7 @@ from datagen.store import Manifest
 FACTS = ("llms", "decontamination", "mining", "agreement", "confusions", "samples")
 
 # Manifests sort their keys; a table reads better in the order in which things happened.
-_ORDER = ("llm", "source", "licence", "queries", "requests", "valid", "rejected", "tokens")
+_ORDER = ("llm", "source", "kind", "language", "queries", "requested", "valid", "kept", "reasons")
 
 
 def words(name: str) -> str:

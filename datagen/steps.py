@@ -186,16 +186,14 @@ class Context:
         A step with several calls gives each its own `phase`, and its own tables or a `first_index`
         for its shards beyond those of the calls before.
         """
-        committer = _Committer(
-            self.folder.uri,
+        committer = self.committer(
             process,
-            dict(constructor or {}),
-            dict(schemas),
-            phase,
-            first_index,
-            workers.actors,
+            schemas=schemas,
+            phase=phase,
+            first_index=first_index,
+            constructor=None if workers.actors is None else dict(constructor or {}),
         )
-        done = self._committed(phase)
+        done = self.committed(phase)
         todo = [(i, dict(unit)) for i, unit in enumerate(units) if i not in done]
         label = f"{self.name} {phase}".strip()
         progress = Progress(label, total=len(units), done=len(units) - len(todo))
@@ -205,13 +203,32 @@ class Context:
             records[record["index"]] = record
             progress.advance(record)
         progress.close()
-        for index in range(len(units)):
-            record = records[index]
+        self.collect(records[index] for index in range(len(units)))
+
+    def committer(
+        self,
+        process: Callable[..., Any],
+        *,
+        schemas: Mapping[str, pa.Schema],
+        phase: str,
+        first_index: int = 0,
+        constructor: Mapping[str, Any] | None = None,
+    ) -> "Committer":
+        """What runs `process` on a unit, in any process, and commits what it gives.
+
+        With `constructor`, `process` is a class that is built at the first call.
+        """
+        return Committer(self.folder.uri, process, constructor, dict(schemas), phase, first_index)
+
+    def collect(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take what was committed into the step: shards, ledger, sums."""
+        for record in records:
             self.shards += [Shard(**shard) for shard in record["shards"]]
             self.ledger += [LedgerRow(**row) for row in record["ledger"]]
             self.stats.update(record["stats"])
 
-    def _committed(self, phase: str) -> dict[int, dict[str, Any]]:
+    def committed(self, phase: str) -> dict[int, dict[str, Any]]:
+        """Records of the units of a phase that an earlier run has committed, by index."""
         commits = self.folder.folder(COMMITS)
         records = {}
         for name in commits.names():
@@ -221,24 +238,23 @@ class Context:
         return records
 
 
-class _Committer:
+class Committer:
     """Runs one unit and commits what it gave: shards first, then the record that vouches for it."""
 
     def __init__(
         self,
         uri: str,
         process: Callable[..., Any],
-        constructor: dict[str, Any],
+        constructor: Mapping[str, Any] | None,
         schemas: dict[str, pa.Schema],
         phase: str,
         first_index: int,
-        actors: int | None,
     ):
         self.folder, self.schemas, self.phase = Folder(uri), schemas, phase
         self.first_index = first_index
-        self._make = process if actors is not None else None
-        self._constructor = constructor
-        self._process = None if actors is not None else process
+        self._make = None if constructor is None else process
+        self._constructor = dict(constructor or {})
+        self._process = process if constructor is None else None
 
     def __call__(self, index: int, unit: dict[str, Any]) -> dict[str, Any]:
         if self._process is None:
@@ -261,16 +277,16 @@ class _Committer:
 
 
 def _run_local(
-    todo: Sequence[tuple[int, dict]], committer: _Committer, workers: Workers
+    todo: Sequence[tuple[int, dict]], committer: Committer, workers: Workers
 ) -> Iterator[dict[str, Any]]:
     for index, unit in todo:
         yield committer(index, unit)
 
 
 class _RayUnit:
-    """The Ray Data side of `_Committer`: a batch of one unit in, its commit record out."""
+    """The Ray Data side of `Committer`: a batch of one unit in, its commit record out."""
 
-    def __init__(self, committer: _Committer):
+    def __init__(self, committer: Committer):
         self.committer = committer
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -286,7 +302,7 @@ class _RayUnit:
 
 
 def _run_ray(
-    todo: Sequence[tuple[int, dict]], committer: _Committer, workers: Workers
+    todo: Sequence[tuple[int, dict]], committer: Committer, workers: Workers
 ) -> Iterator[dict[str, Any]]:
     if not todo:
         return

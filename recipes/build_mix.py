@@ -82,14 +82,14 @@ def demo(*, cache: str, smoke: bool) -> list[Step]:
 
     # Synthetic pairs: each LLM writes queries for public documents, and texts for the
     # classification tasks that the other one thought of.
-    topics = write_tasks(smollm2, gemma3, cache=cache)
+    topics = write_tasks(smollm2, gemma3, cache=cache, lists_per_llm=4 if smoke else 16)
     synthetic = synthesize(
         public,
         tasks=topics,
         llms=(smollm2, gemma3),
         cache=cache,
-        retrieval_per_llm=8 if smoke else 160,
-        classification_per_llm=8 if smoke else 120,
+        rows={"retrieval": 8 if smoke else 220, "classification": 8 if smoke else 160},
+        block_requests=8 if smoke else 32,
     )
     synthetic = clean(synthetic, name="clean_synthetic")
     synthetic = tag_language(synthetic, name="language_synthetic")

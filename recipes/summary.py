@@ -61,13 +61,11 @@ def step_rows(output: Path) -> pl.DataFrame:
 
 
 def llm_rows(output: Path) -> pl.DataFrame:
-    """One row per LLM and kind of request."""
+    """One row per LLM, kind and language of request."""
     rows = []
-    for step in ("write_tasks", "synthesize"):
-        for row in _read(output / "steps" / step / "manifest.json")["stats"].get("llms", []):
-            rejected = row.pop("rejected", {})
-            reasons = ", ".join(f"{name} {count}" for name, count in sorted(rejected.items()))
-            rows.append({**row, "rejected": reasons})
+    for row in _read(output / "steps" / "synthesize" / "manifest.json")["stats"].get("llms", []):
+        reasons = ", ".join(f"{name} {count}" for name, count in row.pop("reasons", {}).items())
+        rows.append({**row, "reasons": reasons})
     return pl.DataFrame(rows)
 
 

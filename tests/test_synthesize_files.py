@@ -10,7 +10,9 @@ import pytest
 
 from datagen.schema import UserError, document_id
 from datagen.synthesize import synthesize_files
-from datagen.synthesize.llm import from_model
+from datagen.synthesize.fits import check_fits
+from datagen.synthesize.llm import LLM, from_model
+from datagen.synthesize.pools import load_pool
 
 DOCUMENTS = (
     "The lighthouse keeper writes the weather into a book every evening at six, by the lamp.",
@@ -38,7 +40,9 @@ def test_a_mistake_is_told_before_anything_loads(
 ) -> None:
     given = write_jsonl(tmp_path / "given.jsonl", rows)
     with pytest.raises(UserError) as error:
-        synthesize_files([given], str(tmp_path / "out"), models=[model], cache=str(tmp_path / "c"))
+        synthesize_files(
+            [given], str(tmp_path / "out"), llms=[from_model(model)], cache=str(tmp_path / "c")
+        )
     assert found in error.value.found
     assert not (tmp_path / "c").exists() and not (tmp_path / "out").exists()
 
@@ -48,7 +52,7 @@ def test_documents_that_are_not_there(tmp_path: Path) -> None:
         synthesize_files(
             [str(tmp_path / "gone.jsonl")],
             str(tmp_path / "out"),
-            models=["gemma3-270m"],
+            llms=[from_model("gemma3-270m")],
             cache=str(tmp_path),
         )
     assert "gone.jsonl" in error.value.found
@@ -72,14 +76,20 @@ def test_the_command_writes_rows_rejected_and_models(tmp_path: Path, model_cache
     command = [sys.executable, "-m", "datagen.cli", "synthesize", "--documents", given]
     command += ["--models", "smollm2-135m-instruct", "--cache", model_cache]
     command += ["--output", str(tmp_path / "out")]
+    planned = subprocess.run([*command, "--plan"], check=True, capture_output=True, text=True)
+    plan = json.loads(planned.stdout)["plan"]
+    assert [record["kind"] for record in plan] == ["retrieval", "all"]
+    assert plan[0]["rows"] == len(DOCUMENTS) and plan[0]["output_tokens"] > 0
+    assert not (tmp_path / "out" / "rows.parquet").exists()
+
     subprocess.run(command, check=True, capture_output=True)
     made = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
     rejected = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
-    models = json.loads((tmp_path / "out" / "models.json").read_text())
+    (model,) = json.loads((tmp_path / "out" / "models.json").read_text())
+    assert len(made) == len(DOCUMENTS)
     assert [row["reason"] for row in rejected].count("text_empty") == 1
-    assert len(made) + len(rejected) == len(DOCUMENTS) + 1
-    assert (models[0]["llm"], models[0]["requests"]) == ("smollm2-135m-instruct", len(DOCUMENTS))
-    assert models[0]["valid"] == len(made)
+    assert (model["llm"], model["kept"]) == ("smollm2-135m-instruct", len(made))
+    assert model["requested"] == len(made) + len(rejected) - 1
     for row in made:
         assert row["text"] in DOCUMENTS and row["query"]
         assert row["seed_document"] == document_id("Note", row["text"])
@@ -87,3 +97,52 @@ def test_the_command_writes_rows_rejected_and_models(tmp_path: Path, model_cache
     before = (tmp_path / "out" / "rows.parquet").read_bytes()
     subprocess.run(command, check=True, capture_output=True)  # loads nothing: all is done
     assert (tmp_path / "out" / "rows.parquet").read_bytes() == before
+
+
+def test_endpoints_and_pools_on_the_command_line(tmp_path: Path) -> None:
+    served = from_model("http://gpu:8000/v1#Qwen/Qwen3-8B", key_variable="POOL_KEY")
+    assert (served.name, served.model) == ("Qwen3-8B", "Qwen/Qwen3-8B")
+    assert (served.endpoint, served.key_variable) == ("http://gpu:8000/v1", "POOL_KEY")
+    with pytest.raises(UserError, match="URL#NAME"):
+        from_model("http://gpu:8000/v1")
+
+    file = tmp_path / "pool.yaml"
+    file.write_text(
+        "- name: One\n  model: a/one\n  licence: MIT\n  languages: [eng, deu]\n  share: 2\n"
+        "- name: Two\n  model: b/two\n  licence: MIT\n  engine: {quantization: fp8}\n"
+    )
+    one, two = load_pool(str(file))
+    assert (one.languages, one.share) == (("eng", "deu"), 2)
+    assert two.engine == (("quantization", "fp8"),)
+    assert [llm.num_gpus for llm in load_pool("nemotron")] == [1, 1, 8, 4, 4, 8]
+    for text, found in (
+        ("- name: One\n  gpus: 8\n", "not given: model, licence; not known: gpus"),
+        ("name: One", "dict"),
+        ("- [", "while parsing"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=found) as raised:
+            load_pool(str(file))
+        assert raised.value.exit_status == 2
+
+
+def test_an_llm_that_fits_nowhere_is_refused_before_an_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "big").mkdir()
+    with (tmp_path / "big" / "model.safetensors").open("wb") as file:
+        file.truncate(1 << 41)  # 2 TiB that take no room
+    big = LLM(name="Big", model=str(tmp_path / "big"), licence="MIT")
+    with pytest.raises(UserError, match="weights of 2048.0 GiB"):
+        check_fits([big], cache="", executor="local")
+
+    node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}
+    dead = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    wide = LLM(name="Wide", model="a/wide", licence="MIT", num_gpus=4)
+    with pytest.raises(UserError, match="a replica of 4 GPUs") as raised:
+        check_fits([wide], cache="", executor="ray", nodes=[node, dead])
+    assert "at most 1 GPUs and 16 CPUs" in str(raised.value)
+    check_fits([wide], cache="", executor="ray", nodes=[{**dead, "Alive": True}])
+    check_fits([LLM(name="S", model="s", licence="MIT", endpoint="http://s/v1")], cache="",
+               executor="ray")  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 
 from datagen.store import Folder, read_manifest, read_table, verify
 
-UNITS, UNIT_REQUESTS, PATIENCE_S = 8, 4, 300
+PATIENCE_S = 300
 TOO_LONG = "\U0001f9ed" * 2_000  # few characters, thousands of tokens
 
 DRIVER = textwrap.dedent(
@@ -27,7 +27,7 @@ DRIVER = textwrap.dedent(
     TEXT = "Lighthouse number {} stands on a cliff; its keeper writes the weather into a book."
 
     def work(context):
-        texts = [TEXT.format(i) for i in range(31)] + [sys.argv[3]]
+        texts = [TEXT.format(i) for i in range(7)] + [sys.argv[3]]
         rows = [
             {"doc_id": document_id(None, text), "cluster": document_id(None, text), "text": text,
              "title": None, "source": "keeper", "origin": "public", "task": "retrieval",
@@ -42,8 +42,8 @@ DRIVER = textwrap.dedent(
         documents = Step(name="documents", version=1, config={}, inputs={}, work=work)
         llm = LLM(name="SmolLM2", model="smollm2-135m-instruct", licence="Apache-2.0")
         step = synthesize(
-            documents, tasks=None, llms=[llm], cache=sys.argv[2], retrieval_per_llm=32,
-            unit_requests=4,
+            documents, tasks=None, llms=[llm], cache=sys.argv[2], rows={"retrieval": 12},
+            block_requests=4,
         )
         run_steps([documents, step], sys.argv[1], executor="local")
     """
@@ -75,28 +75,37 @@ def test_a_killed_build_asks_for_the_rest_only(tmp_path: Path, model_cache: str)
     place = tmp_path / "out" / "steps" / "synthesize"
 
     run_until_first_commit_and_kill(command, place / "commits")
-    committed = len(list((place / "commits").glob("*.json")))
-    assert 1 <= committed < UNITS and not (place / "manifest.json").exists()
+    assert not (place / "manifest.json").exists()
     records = [json.loads(path.read_text()) for path in (place / "commits").glob("*.json")]
     vouched = {shard["name"] for record in records for shard in record["shards"]}
     before = {name: digest for name, digest in digests(place).items() if name in vouched}
     assert before
 
     again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert f"resuming, {committed} of {UNITS} units are committed" in again.stdout
+    assert "synthesize: resuming, " in again.stdout
     after = digests(place)
     assert {name: after[name] for name in before} == before
 
     folder = Folder(str(place))
     assert verify(folder) == []
+    asked = read_table(folder, "asked").to_pylist()
+    names = [row["request"] for row in asked]
+    assert names == [f"smollm2/retrieval/{i}" for i in range(len(names))]
     pairs = read_table(folder, "pairs").to_pylist()
-    rejected = read_table(folder, "rejected").to_pylist()
-    asked = [pair["provenance"]["row"] for pair in pairs] + [row["row"] for row in rejected]
-    assert sorted(asked) == sorted(f"smollm2/retrieval/{i}" for i in range(UNITS * UNIT_REQUESTS))
+    gone = [row for t in ("rejected", "unselected") for row in read_rows(folder, t)]
+    kept = [pair["provenance"]["row"] for pair in pairs]
+    assert sorted(kept + [row["row"] for row in gone]) == sorted(names)
+    assert len(pairs) == 12
 
-    # One prompt was too long for the LLM: it cost its own row and no other.
-    assert [row["reason"] for row in rejected].count("prompt_too_long") == 1
-    table = read_manifest(folder).stats["llms"][0]
-    assert (table["requests"], table["valid"]) == (UNITS * UNIT_REQUESTS, len(pairs))
-    assert sum(table["rejected"].values()) == len(rejected)
+    # One prompt was too long for the LLM: it cost its own rows and no other.
+    too_long = [row for row in gone if row["reason"] == "prompt_too_long"]
+    assert len(too_long) >= 1
+    (table,) = read_manifest(folder).stats["llms"]
+    assert (table["requested"], table["kept"]) == (len(names), len(pairs))
+    assert sum(table["reasons"].values()) == len(gone)
     assert table["output_tokens"] > 0
+
+
+def read_rows(folder: Folder, table: str) -> list[dict]:
+    """Rows of a table that may have none."""
+    return read_table(folder, table).to_pylist() if read_manifest(folder).table(table) else []

@@ -1,55 +1,46 @@
-"""vLLM's offline engine with one model: many prompts in, JSON answers out, one row at a time.
+"""vLLM's engine with one model, fed without a pause: prompts in, JSON answers out, one at a time.
 
-Requests enter the engine one by one, so a prompt that does not fit, or that vLLM refuses, costs its
-own row only. Answers are held to a JSON schema while they are sampled (llguidance: no grammar to
-compile, no blanks outside strings). The engine lives in its actor's process.
+A thread steps the engine as long as there is work and takes in new requests between two steps, so
+the batch is full while requests of several blocks come and go. A prompt that does not fit, or that
+vLLM refuses, costs its own row only. Answers are held to a JSON schema while they are sampled
+(llguidance: no grammar to compile, no blanks outside strings). The engine lives in its actor's
+process.
 
 Cost on one core (AVX512-BF16): SmolLM2-135M about 110 output tokens a second, Gemma-3-270M about
 60; loading takes 15 to 30 s, most of it imports.
 """
 
+import asyncio
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from datagen.packaged import resolve_model
+from datagen.synthesize.call import Call, Response
 from datagen.synthesize.llm import LLM
-from datagen.synthesize.prompts import Prompt
 
+log = logging.getLogger("embedmix")
 GIB = 1 << 30
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One prompt, its values and the JSON schema of the answer."""
-
-    prompt: Prompt
-    values: Mapping[str, Any]
-    schema: Mapping[str, Any]
-    turn: int = 0  # which of the prompt's examples it sees
-
-
-@dataclass(frozen=True, kw_only=True)
-class Response:
-    """What came back; `problem` is set when there is no answer."""
-
-    text: str = ""
-    finished: bool = False  # False: cut at max_tokens
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    problem: str = ""
+class EngineDied(RuntimeError):
+    """The engine stopped; what it was answering has to be asked of another."""
 
 
 class Engine:
-    """vLLM with one model; built once per actor, called for many batches."""
+    """vLLM with one model and the thread that steps it; `answer` may be awaited many at a time."""
 
     def __init__(self, llm: LLM, *, cache: str):
-        for key, value in llm.workers().env.items():
+        for key, value in llm.environment().items():
             os.environ.setdefault(key, value)  # in a Ray actor they are set already
         import torch
         import vllm
 
+        _let_numba_be()
         options: dict[str, Any] = {"enforce_eager": False}
         if not llm.num_gpus:
             # Ray and an earlier import of torch both decide the number of threads otherwise.
@@ -62,64 +53,123 @@ class Engine:
             max_model_len=llm.max_model_len,
             max_num_seqs=llm.max_num_seqs,
             tensor_parallel_size=llm.tensor_parallel_size,
+            pipeline_parallel_size=llm.pipeline_parallel_size,
             structured_outputs_config={"backend": "guidance", "disable_any_whitespace": True},
             **{"dtype": llm.dtype, **options, **dict(llm.engine)},
         )
         self.tokenizer: Any = self.vllm.get_tokenizer()
-        self._number = 0
+        self._new: queue.SimpleQueue[tuple[list[int], Call, Future] | None] = queue.SimpleQueue()
+        self._open: dict[str, tuple[int, Future]] = {}
+        self._died: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        """Responses in order of the requests."""
-        found: dict[str, Response] = {}
-        names, sizes = [], {}
-        for request in requests:
-            name = str(self._number)
-            self._number += 1
-            ids = self._prompt_ids(request)
-            names.append(name)
-            sizes[name] = len(ids)
-            if problem := self._submit(name, ids, request.schema):
-                found[name] = problem
-        while self.vllm.llm_engine.has_unfinished_requests():
-            for output in self.vllm.llm_engine.step():
-                if output.finished:
-                    found[output.request_id] = _response(output, sizes[output.request_id])
-        return [found[name] for name in names]
+    async def answer(self, call: Call) -> Response:
+        """The response to one call; EngineDied when the engine has stopped."""
+        ids = self._prompt_ids(call)
+        if len(ids) > self.llm.max_model_len - (call.max_tokens or self.llm.max_tokens):
+            return Response(problem="prompt_too_long", prompt_tokens=len(ids))
+        if self._died is not None:
+            raise EngineDied(repr(self._died))
+        future: Future[Response] = Future()
+        self._new.put((ids, call, future))
+        if self._died is not None:  # meanwhile: nobody reads the queue any more
+            raise EngineDied(repr(self._died))
+        return await asyncio.wrap_future(future)
 
-    def _submit(self, name: str, ids: list[int], schema: Mapping[str, Any]) -> Response | None:
+    async def close(self) -> None:
+        """Stop the thread once it has nothing left to answer."""
+        self._new.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        number, closing = 0, False
+        try:
+            while not closing or self._open:
+                while not closing and (not self._open or not self._new.empty()):
+                    entry = self._new.get()
+                    if entry is None:
+                        closing = True
+                    else:
+                        self._submit(str(number), *entry)
+                        number += 1
+                if self._open:
+                    self._step()
+        except BaseException as error:
+            log.exception("the engine of %s stopped", self.llm.name)
+            self._fail(error)
+
+    def _step(self) -> None:
+        for output in self.vllm.llm_engine.step():
+            if output.finished:
+                size, future = self._open.pop(output.request_id)
+                future.set_result(_response(output, size))
+
+    def _fail(self, error: BaseException) -> None:
+        self._died = error
+        waiting = [future for _, future in self._open.values()]
+        while not self._new.empty():
+            entry = self._new.get()
+            waiting += [entry[2]] if entry else []
+        for future in waiting:
+            future.set_exception(EngineDied(repr(error)))
+
+    def _submit(self, name: str, ids: list[int], call: Call, future: Future) -> None:
+        try:
+            self.vllm.llm_engine.add_request(
+                name, {"prompt_token_ids": ids}, self._sampling(call.schema, call.max_tokens)
+            )
+        except ValueError as error:
+            future.set_result(
+                Response(problem="engine_error", text=str(error), prompt_tokens=len(ids))
+            )
+        else:
+            self._open[name] = len(ids), future
+
+    def _sampling(self, schema: Mapping[str, Any], max_tokens: int | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        if len(ids) > self.llm.max_model_len - self.llm.max_tokens:
-            return Response(problem="prompt_too_long", prompt_tokens=len(ids))
-        parameters = SamplingParams(
+        return SamplingParams(
             temperature=self.llm.temperature,
             top_p=self.llm.top_p,
             top_k=self.llm.top_k,
             presence_penalty=self.llm.presence_penalty,
-            max_tokens=self.llm.max_tokens,
+            max_tokens=max_tokens or self.llm.max_tokens,
             structured_outputs=StructuredOutputsParams(
                 json=dict(schema), disable_any_whitespace=True
             ),
         )
-        try:
-            self.vllm.llm_engine.add_request(name, {"prompt_token_ids": ids}, parameters)
-        except ValueError as error:
-            return Response(problem="engine_error", text=str(error), prompt_tokens=len(ids))
-        return None
 
-    def _prompt_ids(self, request: Request) -> list[int]:
+    def _prompt_ids(self, call: Call) -> list[int]:
         if self.llm.chat:
-            return self.tokenizer.apply_chat_template(
-                request.prompt.messages(request.values, request.turn),
+            ids = self.tokenizer.apply_chat_template(
+                call.prompt.messages(call.values, call.turn),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=False,
             )
-        text = request.prompt.text(request.values, request.turn)
+            prefix = self.llm.answer_prefix
+            return [*ids, *self.tokenizer.encode(prefix, add_special_tokens=False)]
+        text = call.prompt.text(call.values, call.turn)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         first = self.tokenizer.bos_token_id  # a tokenizer out of a GGUF file adds none itself
         return ids if first is None else [first, *ids]
+
+
+def _let_numba_be() -> None:
+    """vLLM 0.32 on a CPU looks at `vars()` of all that all modules hold, and stumbles over
+    llvmlite's lazy library, which an earlier step of this process may have loaded with numba."""
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:
+        return  # another version, without that search
+
+    def attributes(value: Any) -> Mapping[str, Any]:
+        found = value.__dict__
+        return found if isinstance(found, Mapping) else {}
+
+    dispatcher.vars = attributes  # type: ignore[attr-defined]
 
 
 def _response(output: Any, prompt_tokens: int) -> Response:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from datagen.codes import UNKNOWN_SCRIPT
 from datagen.schema import (
     DOCUMENT,
     QUARANTINE,
@@ -23,10 +24,12 @@ from datagen.schema import (
 from datagen.sources.files import read_rows
 from datagen.steps import Context, LedgerRow, Step, run_steps
 from datagen.store import Folder, encode_shard, read_table, write_parquet
-from datagen.synthesize.llm import from_model
-from datagen.synthesize.step import synthesize
+from datagen.synthesize.draw import Knobs
+from datagen.synthesize.languages import check_languages
+from datagen.synthesize.llm import LLM
+from datagen.synthesize.step import plan_of, synthesize
 
-PER_MODEL = 100
+PER_LLM = 100
 MINIMUM_CHARACTERS = 20
 _COLUMNS = (
     "query", "title", "text", "instruction", "task", "source", "origin", "licence",
@@ -41,18 +44,24 @@ def synthesize_files(
     documents: Sequence[str],
     output: str,
     *,
-    models: Sequence[str],
+    llms: Sequence[LLM],
     cache: str,
-    per_model: int = PER_MODEL,
+    per_llm: int = PER_LLM,
+    languages: Sequence[str] = (),
+    cross_lingual: float = 0.0,
+    calls: int = 1,
+    only_plan: bool = False,
     executor: Literal["ray", "local"] = "local",
 ) -> dict[str, Any]:
     """Write rows.parquet, rejected.parquet and models.json; returns the table per LLM.
 
-    Every model asks about up to `per_model` documents, drawn for each model on its own. In
+    Every LLM writes `per_llm` queries that pass all rules, or one a document where there are fewer,
+    each about a document that is drawn for the LLM on its own: in the document's language, or with
+    the probability `cross_lingual` in another of `languages`. With `only_plan` nothing is written,
+    and the plan (plan.COLUMNS) returned: what the run will take, measured on some requests. In
     rows.parquet `request` names the request, `document_row` is the document's position in the
     input, and further columns of the input follow (as `input_<name>` where the name is taken).
     """
-    llms = [from_model(model) for model in models]
     table, bad_lines = read_rows(documents)
     rows, extra, rejected = _documents(table)
     if not rows:
@@ -61,23 +70,31 @@ def synthesize_files(
             expected=f"rows with a text of {MINIMUM_CHARACTERS} characters or more",
             do="see --help for what the command reads",
         )
-    languages = tuple(sorted({row["language"] for row in rows}))
+    found = {row["language"] for row in rows if row["script"] != UNKNOWN_SCRIPT}
+    languages = check_languages(sorted({*languages, *(found or {"eng"})}))
     listed = _documents_step(pa.Table.from_pylist(rows, schema=DOCUMENT))
     asked = synthesize(
         listed,
         tasks=None,
-        llms=[replace(llm, languages=languages) for llm in llms],
+        # Of an LLM that was given without languages nothing is known: it is asked in all of them.
+        llms=[llm if len(llm.languages) > 1 else replace(llm, languages=languages) for llm in llms],
         cache=cache,
-        retrieval_per_llm=per_model,
+        rows={"retrieval": len(llms) * min(per_llm, len(rows))},
+        knobs=Knobs(languages=languages, cross_lingual=cross_lingual, calls=calls),
         minimum_document_characters=MINIMUM_CHARACTERS,
     )
     work = f"{output.rstrip('/')}/work"
+    if only_plan:
+        planned = plan_of(asked)
+        stats = run_steps([listed, planned], work, executor=executor)[planned.name].stats
+        return {"documents": len(rows), "plan": stats["plan"]}
     manifest = run_steps([listed, asked], work, executor=executor)[asked.name]
     done = Folder(work).folder(asked.place)
     pairs = read_table(done, "pairs").to_pylist() if manifest.table("pairs") else []
     gone = pa.Table.from_pylist([*bad_lines, *rejected], schema=QUARANTINE)
-    if manifest.table("rejected"):
-        gone = pa.concat_tables([read_table(done, "rejected"), gone])
+    for table_name in ("unselected", "rejected"):
+        if manifest.table(table_name):
+            gone = pa.concat_tables([read_table(done, table_name), gone])
     folder = Folder(output)
     write_parquet(folder, "rows.parquet", _flat(pairs, table, extra))
     write_parquet(folder, "rejected.parquet", gone)

@@ -1,20 +1,27 @@
 """One member of the LLM pool: model, licence, sampling, engine and resources, as data."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datagen.packaged import PACKAGED, check_model
 from datagen.schema import UserError
-from datagen.steps import Workers
 
-_RESOURCES = ("replicas", "num_cpus", "num_gpus", "threads", "kv_cache_gib")
+# What decides neither a text nor which texts are asked for.
+_RESOURCES = (
+    "replicas", "num_cpus", "num_gpus", "threads", "kv_cache_gib", "max_num_seqs",
+    "tensor_parallel_size", "pipeline_parallel_size", "endpoint", "key_variable",
+    "max_concurrency", "endpoint_timeout_s", "gpu_hour_price", "prompt_price", "output_price",
+)  # fmt: skip
+# What decides who is asked for what, but not the response to a given request.
+_CHOICES = ("name", "licence", "languages", "share")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LLM:
-    """An LLM as a recipe gives it.
+    """An LLM as a recipe gives it: vLLM in actors of the cluster, or a server behind `endpoint`.
 
     `threads` is 1 because the threads of one matrix product wait for each other: with SmolLM2-135M
     a second thread wins nothing on an idle machine and costs a factor of ten on a busy one. Use
@@ -22,11 +29,12 @@ class LLM:
     """
 
     name: str
-    model: str  # a folder, a packaged name or a Hub id
+    model: str  # a folder, a packaged name, a Hub id, or the name that the endpoint serves
     licence: str
     chat: bool = True  # False: a base model, prompted with running text
+    answer_prefix: str = ""  # what the prompt ends with, e.g. to skip a channel of thoughts
     languages: tuple[str, ...] = ("eng",)  # ISO 639-3, that it writes
-    share: float = 1.0  # of the requests; 2.0 gives it twice as many as its peers
+    share: float = 1.0  # of the rows; 2.0 gives it twice as many as its peers
     # For LLMs below a billion parameters, which wander off at 0.7; large ones vary more there.
     temperature: float = 0.4
     top_p: float = 1.0  # below 1 every step sorts the vocabulary: slow on a CPU
@@ -38,12 +46,21 @@ class LLM:
     max_num_seqs: int = 32
     dtype: str = "bfloat16"
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     engine: tuple[tuple[str, Any], ...] = ()  # further arguments of vllm.LLM
-    replicas: int = 1
+    replicas: int = 1  # at most; those that the cluster has no room for wait for it
     num_cpus: float = 1.0
-    num_gpus: float = 0.0
+    num_gpus: float = 0.0  # of a replica
     threads: int = 1  # on CPU
     kv_cache_gib: float = 0.5  # on CPU
+    endpoint: str = ""  # base URL of an OpenAI-compatible server
+    key_variable: str = ""  # the environment variable with its key
+    structured: Literal["json_schema", "structured_outputs", "none"] = "json_schema"
+    max_concurrency: int = 256  # requests in flight to an endpoint, at most
+    endpoint_timeout_s: float = 120.0
+    gpu_hour_price: float = 0.0  # money for one GPU and hour
+    prompt_price: float = 0.0  # money for a million tokens of an endpoint
+    output_price: float = 0.0
 
     def __post_init__(self) -> None:
         if self.max_tokens >= self.max_model_len or self.replicas < 1 or self.share < 0:
@@ -57,12 +74,8 @@ class LLM:
 
     @property
     def slug(self) -> str:
-        """The name as part of request ids and commit files."""
+        """The name as part of request ids and files."""
         return "".join(c if c.isalnum() else "-" for c in self.name.lower())
-
-    def requests(self, number: int) -> int:
-        """Its part of a number of requests per LLM."""
-        return round(number * self.share)
 
     def sampling(self) -> str:
         """What provenance records of the sampling, as JSON."""
@@ -70,23 +83,25 @@ class LLM:
         return json.dumps({key: getattr(self, key) for key in keys})
 
     def config(self) -> dict[str, Any]:
-        """What decides its text, as JSON; resources are left out."""
+        """What decides its text and its part of the work, as JSON; resources are left out."""
         fields = {key: value for key, value in asdict(self).items() if key not in _RESOURCES}
         packaged = PACKAGED.get(self.model)
         return json.loads(json.dumps({**fields, "weights": packaged and packaged.sha256}))
 
-    def workers(self) -> Workers:
-        """Actors with the environment that vLLM needs in them."""
-        env = {
+    def fingerprint(self) -> str:
+        """sha256 over what decides the response to a request."""
+        fields = {key: value for key, value in self.config().items() if key not in _CHOICES}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables that vLLM needs."""
+        return {
             "OMP_NUM_THREADS": str(self.threads),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine ends with its actor
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
             "TQDM_DISABLE": "1",
         }
-        return Workers(
-            actors=self.replicas, num_cpus=self.num_cpus, num_gpus=self.num_gpus, env=env
-        )
 
 
 def refuse_bad_pool(llms: tuple[LLM, ...]) -> None:
@@ -99,11 +114,15 @@ def refuse_bad_pool(llms: tuple[LLM, ...]) -> None:
             exit_status=2,
         )
     for llm in llms:
-        check_model(llm.model)
+        if not llm.endpoint:
+            check_model(llm.model)
 
 
-def from_model(model: str) -> LLM:
-    """An LLM with defaults for a model given on the command line."""
+def from_model(model: str, *, key_variable: str = "") -> LLM:
+    """An LLM with defaults for a model given on the command line: a folder, a packaged name, a Hub
+    id, or `URL#NAME` for what an OpenAI-compatible server calls NAME."""
+    if "://" in model:
+        return _served(model, key_variable)
     licence = check_model(model)
     known = PACKAGED.get(model)
     if known is not None and known.kind == "encoder":
@@ -118,6 +137,25 @@ def from_model(model: str) -> LLM:
         model=model,
         licence=licence or "unknown",
         chat=has_chat_template(model),
+    )
+
+
+def _served(model: str, key_variable: str) -> LLM:
+    url, _, name = model.partition("#")
+    if not name:
+        raise UserError(
+            found=f"endpoint {model}",
+            expected="URL#NAME, e.g. http://host:8000/v1#Qwen/Qwen3-8B",
+            do="add the name by which the server knows the model",
+            exit_status=2,
+        )
+    return LLM(
+        name=name.rstrip("/").split("/")[-1],
+        model=name,
+        licence="unknown",
+        endpoint=url,
+        key_variable=key_variable,
+        num_cpus=0,
     )
 
 

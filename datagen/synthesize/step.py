@@ -1,33 +1,41 @@
-"""Synthesis: every LLM of the pool writes queries for public documents and texts for others' tasks.
+"""The step `synthesize`: a pool of LLMs writes pairs of several kinds, as many as a recipe wants.
 
-The LLMs take turns: each is loaded once, answers its units, and makes room. A unit's rows are
-committed when it ends, so a killed build loses the units in flight and pays for nothing twice.
-Which LLM is asked what is drawn by seeded hashes (`draw`) and is the same on any cluster; only the
-words are the LLM's. Equal texts of different requests are left to dedup, which comes next.
-
-Queries from documents follow Qwen3-Embedding (arXiv 2506.05176, appendix A); classification in two
-calls by two LLMs is the cross-model generation of llama-embed-nemotron-8b (arXiv 2511.07025, 4.3).
+Rows are quotas of rows that stay, shared out among the LLMs by their `share`. Every kind of request
+has rules of its own for its answers (`kinds`); rows that pass them are then taken in the order of
+LLM, kind and request, and must be in the language asked for, resemble no public text and no earlier
+row, and fit the quota. What that takes away is asked for again. Letting tasks and texts for them
+come from different LLMs is the cross-model generation of llama-embed-nemotron-8b (arXiv 2511.07025,
+section 4.3).
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datagen.schema import PAIR, UserError
-from datagen.steps import Context, Step
-from datagen.store import read_manifest, read_table
-from datagen.synthesize.draw import (
-    MINIMUM_DOCUMENT_CHARACTERS,
-    retrieval_requests,
-    sample_requests,
-    seed_documents,
-)
-from datagen.synthesize.kinds import RetrievalKind, SampleKind
-from datagen.synthesize.llm import LLM, refuse_bad_pool
-from datagen.synthesize.prompts import load_prompt
-from datagen.synthesize.writer import UNIT_REQUESTS, MakeKind, run_pool, units_of
+import polars as pl
+import pyarrow as pa
 
-KINDS: dict[str, MakeKind] = {"retrieval": RetrievalKind, "classification": SampleKind}
+from datagen.schema import PAIR, QUARANTINE, UserError
+from datagen.steps import Context, Step
+from datagen.store import open_shard, read_manifest, read_table
+from datagen.synthesize.draw import SEEDED, Knobs, given_tasks, requests
+from datagen.synthesize.kinds import KINDS, check_prompts
+from datagen.synthesize.llm import LLM, refuse_bad_pool
+from datagen.synthesize.places import (
+    MINIMUM_DOCUMENT_CHARACTERS,
+    document_places,
+    query_places,
+)
+from datagen.synthesize.plan import SAMPLE, plan_table
+from datagen.synthesize.pool import BLOCK_REQUESTS, Member, Quota, ask_pool
+from datagen.synthesize.replica import ASKED, Reader
+from datagen.synthesize.selection import choose, put_together
+from datagen.synthesize.written_language import language_rule
+
+SELECTIONS = 3  # times that rows are selected, and what is missing asked for again
+SEEDS_PER_ROW = 8  # that are sought at once; then they are taken again, with other knobs
+TASK_KINDS = ("scratch", "classification", "clustering")
 
 
 def synthesize(
@@ -36,91 +44,216 @@ def synthesize(
     tasks: Step | None,
     llms: Sequence[LLM],
     cache: str,
-    retrieval_per_llm: int = 192,
-    classification_per_llm: int = 160,
+    rows: Mapping[str, int],
+    knobs: Knobs | None = None,
     grounded: bool = True,
+    own_prompts: Mapping[str, str] | None = None,
     minimum_document_characters: int = MINIMUM_DOCUMENT_CHARACTERS,
     seed: int = 0,
-    unit_requests: int = UNIT_REQUESTS,
+    block_requests: int = BLOCK_REQUESTS,
+    rows_per_shard: int = 65_536,
     name: str = "synthesize",
 ) -> Step:
     """Table `pairs` of synthetic pairs, and `rejected` with the rule that an answer broke.
 
-    Every row names its LLM, licence, prompt file, seed document and sampling. With two LLMs or
-    more, tasks of an LLM are only given to the others. `grounded` rejects queries that have no
-    content word in common with their document: right for small LLMs, needless for large ones.
+    `rows` are the rows that are to stay, by kind. Every row names its LLM, licence, prompts, seed
+    document and sampling. With two LLMs or more, tasks of an LLM are only given to the others.
+    `grounded` rejects queries that have no content word in common with their document: right for
+    small LLMs, needless for large ones. `own_prompts` puts a file in the place of a prompt.
     """
-    pool = tuple(llms)
+    pool, knobs = tuple(llms), knobs or Knobs()
     refuse_bad_pool(pool)
+    _refuse_bad_kinds(rows, tasks)
+    prompts = check_prompts(rows, own_prompts)
     config = {
         "llms": [llm.config() for llm in pool],
-        "retrieval_per_llm": retrieval_per_llm,
-        "classification_per_llm": classification_per_llm if tasks else 0,
+        "rows": dict(sorted(rows.items())),
+        "knobs": dataclasses.asdict(knobs),
         "tasks_of": "the other LLMs" if len(pool) > 1 else "the same LLM",
         "grounded": grounded,
         "minimum_document_characters": minimum_document_characters,
         "seed": seed,
-        "unit_requests": unit_requests,
-        "prompts": [load_prompt(name).id for name in ("doc2query", "code2query", "sample")],
+        "block_requests": block_requests,
+        "rows_per_shard": rows_per_shard,
+        "prompts": [prompt.id for prompt in prompts],
     }
     inputs = {"documents": documents} | ({"tasks": tasks} if tasks else {})
-    place = os.path.abspath(cache)
+    work = _Work(
+        llms=pool, cache=os.path.abspath(cache), knobs=knobs, own_prompts=dict(own_prompts or {})
+    )
     return Step(
         name=name,
-        version=1,
+        version=2,
         config=config,
         inputs=inputs,
-        work=lambda context: _synthesize(context, pool, place),
-        summary="let the LLMs write queries for documents and texts for each other's tasks",
+        work=work,
+        summary="let the LLMs write pairs, each kind to its quota",
     )
 
 
-def _synthesize(context: Context, llms: Sequence[LLM], cache: str) -> None:
-    config, folder = context.config, context.inputs["documents"]
-    places = seed_documents(
-        folder,
-        context.input_shards("documents", "documents"),
-        llms,
-        counts=[llm.requests(config["retrieval_per_llm"]) for llm in llms],
-        seed=config["seed"],
-        minimum_characters=config["minimum_document_characters"],
+def plan_of(step: Step, *, sample: int = SAMPLE) -> Step:
+    """A step that asks a sample of what `step`, made by `synthesize`, would ask; its manifest's
+    stats have the `plan` (plan.COLUMNS)."""
+    work = step.work
+    assert isinstance(work, _Work)
+    return dataclasses.replace(
+        step,
+        name=f"plan_{step.name}",
+        config={**step.config, "sample": sample},
+        work=lambda context: work.plan(context, sample),
+        summary="ask a sample, to say what the whole takes",
     )
-    tasks = _tasks(context)
-    pool = []
-    for llm, own in zip(llms, places, strict=True):
-        asked = retrieval_requests(llm, own, seed=config["seed"])
-        samples = _samples(context, llm, tasks, alone=len(llms) == 1)
-        size = config["unit_requests"]
-        more = {"folder": folder.uri, "grounded": config["grounded"]}
-        units = units_of("retrieval", asked, size=size, **more)
-        pool.append((llm, units + units_of("classification", samples, size=size)))
-    run_pool(context, pool, cache=cache, kinds=KINDS, schemas={"pairs": PAIR})
-    context.facts["tasks"] = len(tasks)
+
+
+def _refuse_bad_kinds(rows: Mapping[str, int], tasks: Step | None) -> None:
+    unknown = sorted(set(rows) - set(KINDS))
+    without = sorted(set(rows) & set(TASK_KINDS)) if tasks is None else []
+    if unknown or without or not rows or min(rows.values()) < 1:
+        raise UserError(
+            found="rows of "
+            + (", ".join(f"{kind} {n}" for kind, n in rows.items()) or "no kind")
+            + (f"; without tasks: {', '.join(without)}" if without else ""),
+            expected="one row or more of kinds out of "
+            + ", ".join(KINDS)
+            + "; a step of tasks for "
+            + ", ".join(TASK_KINDS),
+            do="mend `rows`, or add a step of write_tasks",
+            exit_status=2,
+        )
+
+
+def shared_out(rows: int, llms: Sequence[LLM]) -> list[int]:
+    """The rows of each LLM by its share: whole numbers that add up."""
+    total = sum(llm.share for llm in llms)
+    bounds, before = [], 0.0
+    for llm in llms:
+        before += llm.share / total if total else 1 / len(llms)
+        bounds.append(round(rows * before))
+    return [stop - start for start, stop in zip([0, *bounds], bounds, strict=False)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Work:
+    llms: tuple[LLM, ...]
+    cache: str
+    knobs: Knobs
+    own_prompts: Mapping[str, str]
+
+    def __call__(self, context: Context) -> None:
+        members = self._members(context)
+        for _ in range(SELECTIONS):
+            self._ask(context, members)
+            chosen = choose(context, members)
+            if not [member for member in members if member.lost(chosen.kept[member.number])]:
+                break
+        put_together(context, members, chosen, rows_per_shard=context.config["rows_per_shard"])
+
+    def plan(self, context: Context, sample: int) -> None:
+        """Ask `sample` requests of each LLM and kind, and say in `facts` what the whole takes."""
+        members = self._members(context)
+        rows = {(m.llm.name, quota.kind): quota.rows for m in members for quota in m.quotas}
+        for member in members:
+            member.sample(sample)
+        self._ask(context, members)
+        for member in members:
+            context.collect(member.records[index] for index in sorted(member.records))
+        names = [shard.name for shard in context.shards if shard.table == "asked"]
+        asked = pa.concat_tables(
+            [ASKED.empty_table(), *(open_shard(context.folder, name) for name in names)]
+        )
+        frame = pl.from_arrow(asked)
+        assert isinstance(frame, pl.DataFrame)
+        rates = {m.llm.name: m.sums["output_tokens"] / (m.sums["seconds"] or 1) for m in members}
+        context.facts["calls"] = {m.llm.name: dict(sorted(m.sums.items())) for m in members}
+        context.facts["plan"] = plan_table(frame, llms=self.llms, rows=rows, rates=rates)
+
+    def _ask(self, context: Context, members: Sequence[Member]) -> None:
+        responses = responses_of(context)
+        reader = Reader(
+            self.llms, kinds=KINDS, folder=responses, schema=PAIR, rules=(language_rule(),)
+        )
+        schemas = {"written": PAIR, "rejected": QUARANTINE, "asked": ASKED}
+        ask_pool(
+            members,
+            context.committer(reader, schemas=schemas, phase="written"),
+            context.committed("written"),
+            replica={"cache": self.cache, "kinds": KINDS, "folder": responses},
+            executor=context.executor,
+            name=context.name,
+        )
+
+    def _members(self, context: Context) -> list[Member]:
+        config = context.config
+        owed = {kind: shared_out(rows, self.llms) for kind, rows in config["rows"].items()}
+        seeds = {kind: self._seeds(context, kind, counts) for kind, counts in owed.items()}
+        return [
+            Member(
+                llm,
+                number,
+                [
+                    self._quota(context, llm, kind, counts[number], seeds[kind][number])
+                    for kind, counts in owed.items()
+                    if counts[number]
+                ],
+                block_requests=config["block_requests"],
+            )
+            for number, llm in enumerate(self.llms)
+        ]
+
+    def _quota(
+        self, context: Context, llm: LLM, kind: str, rows: int, seeds: Sequence[Mapping[str, Any]]
+    ) -> Quota:
+        if kind in SEEDED and not seeds:
+            raise UserError(
+                found=f"nothing to write {kind} about for {llm.name}",
+                expected="documents, queries or tasks in its languages, "
+                + ", ".join(llm.languages),
+                do="give the LLM other languages, raise the number of tasks, or leave out the kind",
+            )
+        uri = context.inputs["documents"].uri
+        more = {"folder": uri, "queries": uri, "grounded": context.config["grounded"]}
+
+        def draw(indices: range) -> list[dict[str, Any]]:
+            return requests(
+                kind, llm, indices, seed=context.config["seed"], knobs=self.knobs, seeds=seeds
+            )
+
+        return Quota(kind=kind, rows=rows, draw=draw, more={**more, "prompts": self.own_prompts})
+
+    def _seeds(
+        self, context: Context, kind: str, counts: Sequence[int]
+    ) -> Sequence[Sequence[Mapping[str, Any]]]:
+        """What each LLM writes about, in an order of its own."""
+        folder, seed = context.inputs["documents"], context.config["seed"]
+        sought = [SEEDS_PER_ROW * count for count in counts]
+        documents = context.input_shards("documents", "documents")
+        if kind in TASK_KINDS:
+            tasks = _tasks(context)
+            alone = len(self.llms) == 1
+            return [given_tasks(llm, tasks, kind=kind, alone=alone) for llm in self.llms]
+        if kind == "translation":
+            queries = context.input_shards("documents", "queries")
+            return query_places(folder, queries, documents, self.llms, counts=sought, seed=seed)
+        if kind in SEEDED:
+            return document_places(
+                folder,
+                documents,
+                self.llms,
+                counts=sought,
+                seed=seed,
+                minimum_characters=context.config["minimum_document_characters"],
+                only_code=kind == "code_translation",
+            )
+        return [() for _ in self.llms]
+
+
+def responses_of(context: Context) -> str:
+    """Where responses are kept: beside the steps, so that they outlive a step that is deleted."""
+    root = context.folder.uri.rstrip("/").removesuffix(f"/steps/{context.name}")
+    return f"{root}/responses"
 
 
 def _tasks(context: Context) -> list[dict[str, Any]]:
-    """The tasks, each sentence once."""
     if "tasks" not in context.inputs or not read_manifest(context.inputs["tasks"]).table("tasks"):
         return []
-    distinct: dict[str, dict[str, Any]] = {}
-    for task in read_table(context.inputs["tasks"], "tasks").to_pylist():
-        distinct.setdefault(task["instruction"].casefold(), task)
-    return list(distinct.values())
-
-
-def _samples(
-    context: Context, llm: LLM, tasks: Sequence[Mapping[str, Any]], *, alone: bool
-) -> list[dict[str, Any]]:
-    count = llm.requests(context.config["classification_per_llm"])
-    given = [
-        task
-        for task in tasks
-        if (alone or task["llm"] != llm.name) and task["language"] in llm.languages
-    ]
-    if count and not given:
-        raise UserError(
-            found=f"no classification task for {llm.name} to write texts for",
-            expected="at least one that another LLM of the pool invented",
-            do="raise tasks_per_llm, or see why in table `rejected` of the step before",
-        )
-    return sample_requests(llm, given, count=count, seed=context.config["seed"])
+    return read_table(context.inputs["tasks"], "tasks").to_pylist()

@@ -1,109 +1,106 @@
-"""First call of two-step classification: every LLM of the pool invents tasks.
+"""The step `write_tasks`, first of two: every LLM of the pool invents tasks.
 
 Tasks are invented apart from the texts for them, and by another LLM, which makes both more diverse
-(arXiv 2401.00368, section 3.1; arXiv 2511.07025, section 4.3). The seed tasks are the examples of
-the prompt file; they show the form and are never written out.
+(arXiv 2401.00368, section 3.1; arXiv 2511.07025, section 4.3).
 """
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
+from datagen.schema import QUARANTINE
 from datagen.steps import Context, Step
-from datagen.synthesize.draw import task_requests
-from datagen.synthesize.engine import Request
+from datagen.store import open_shard
+from datagen.synthesize.draw import Knobs, requests
+from datagen.synthesize.kinds import TASK, TaskKind, check_prompts
 from datagen.synthesize.llm import LLM, refuse_bad_pool
-from datagen.synthesize.parse import task_problem, task_schema
-from datagen.synthesize.prompts import load_prompt
-from datagen.synthesize.writer import UNIT_REQUESTS, Drawn, run_pool, units_of
-
-TASK = pa.schema(
-    [
-        pa.field("task_id", pa.string(), nullable=False),
-        pa.field("instruction", pa.string(), nullable=False),
-        pa.field("labels", pa.list_(pa.string()), nullable=False),
-        pa.field("language", pa.string(), nullable=False),  # of the texts to be written for it
-        pa.field("llm", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("sampling", pa.string(), nullable=False),
-    ]
-)
+from datagen.synthesize.pool import BLOCK_REQUESTS, Member, Quota, ask_pool
+from datagen.synthesize.replica import ASKED, Reader
+from datagen.synthesize.step import responses_of
 
 
 def write_tasks(
     *llms: LLM,
     cache: str,
-    tasks_per_llm: int = 48,
-    languages: Sequence[str] = ("eng",),
+    lists_per_llm: int = 16,
+    knobs: Knobs | None = None,
+    own_prompts: Mapping[str, str] | None = None,
+    grounded: bool = True,
     seed: int = 0,
+    block_requests: int = BLOCK_REQUESTS,
     name: str = "write_tasks",
 ) -> Step:
-    """Table `tasks` (task_id, instruction, labels, language, llm, prompt, sampling) and `rejected`.
+    """Table `tasks` (kinds.TASK) and `rejected`.
 
-    `languages` (ISO 639-3) are those of the texts to be written; each LLM gets those it writes.
+    `lists_per_llm` usable answers are wanted of each LLM, each a list of up to
+    `knobs.tasks_per_call` tasks of one of `knobs.task_kinds`.
     """
     refuse_bad_pool(llms)
+    knobs = knobs or Knobs()
+    prompts = check_prompts([TaskKind.name], own_prompts)
     config = {
         "llms": [llm.config() for llm in llms],
-        "tasks_per_llm": tasks_per_llm,
-        "languages": list(languages),
+        "lists_per_llm": lists_per_llm,
+        "knobs": dataclasses.asdict(knobs),
+        "grounded": grounded,
         "seed": seed,
-        "prompt": load_prompt("task").id,
-        "unit_requests": UNIT_REQUESTS,
+        "prompts": [prompt.id for prompt in prompts],
+        "block_requests": block_requests,
     }
-    place = os.path.abspath(cache)
+    work = _Work(
+        llms=llms, cache=os.path.abspath(cache), knobs=knobs, own_prompts=dict(own_prompts or {})
+    )
     return Step(
         name=name,
-        version=1,
+        version=2,
         config=config,
         inputs={},
-        work=lambda context: _write_tasks(context, llms, place),
-        summary="let every LLM invent classification tasks",
+        work=work,
+        summary="let every LLM invent tasks",
     )
 
 
-def _write_tasks(context: Context, llms: Sequence[LLM], cache: str) -> None:
-    pool = []
-    for llm in llms:
-        requests = task_requests(
-            llm,
-            count=llm.requests(context.config["tasks_per_llm"]),
-            languages=context.config["languages"],
-            seed=context.config["seed"],
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Work:
+    llms: tuple[LLM, ...]
+    cache: str
+    knobs: Knobs
+    own_prompts: Mapping[str, str]
+
+    def __call__(self, context: Context) -> None:
+        config, responses = context.config, responses_of(context)
+        kinds = {TaskKind.name: TaskKind}
+        members = [
+            Member(llm, i, [self._quota(context, llm)], block_requests=config["block_requests"])
+            for i, llm in enumerate(self.llms)
+        ]
+        reader = Reader(self.llms, kinds=kinds, folder=responses, schema=TASK)
+        ask_pool(
+            members,
+            context.committer(
+                reader,
+                schemas={"written": TASK, "rejected": QUARANTINE, "asked": ASKED},
+                phase="written",
+            ),
+            context.committed("written"),
+            replica={"cache": self.cache, "kinds": kinds, "folder": responses},
+            executor=context.executor,
+            name=context.name,
         )
-        pool.append((llm, units_of("task", requests, size=context.config["unit_requests"])))
-    run_pool(context, pool, cache=cache, kinds={"task": TaskKind}, schemas={"tasks": TASK})
+        for member in members:
+            context.collect(member.records[index] for index in sorted(member.records))
+        for shard in [shard for shard in context.shards if shard.table == "written"]:
+            rows = open_shard(context.folder, shard.name)
+            context.write("tasks", rows, TASK, rows_per_shard=max(rows.num_rows, 1))
+        context.facts["missing"] = {member.llm.name: member.missing() for member in members}
 
+    def _quota(self, context: Context, llm: LLM) -> Quota:
+        def draw(indices: range) -> list[dict[str, Any]]:
+            return requests(
+                TaskKind.name, llm, indices, seed=context.config["seed"], knobs=self.knobs
+            )
 
-class TaskKind:
-    """A task sentence and its labels."""
-
-    name, table, schema = "task", "tasks", TASK
-
-    def __init__(self, llm: LLM, unit: Drawn):
-        self.llm, self.prompt = llm, load_prompt("task")
-
-    def request(self, drawn: Drawn) -> Request:
-        return Request(
-            prompt=self.prompt,
-            values=drawn,
-            schema=task_schema(drawn["count"]),
-            turn=drawn["turn"],
-        )
-
-    def problem(self, drawn: Drawn, value: Mapping[str, Any]) -> str | None:
-        examples = self.prompt.answers()
-        return task_problem(value["task"], value["labels"], topic=drawn["topic"], examples=examples)
-
-    def row(self, drawn: Drawn, value: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "task_id": drawn["request"],
-            "instruction": " ".join(value["task"].split()),
-            "labels": value["labels"],
-            "language": drawn["language"],
-            "llm": self.llm.name,
-            "prompt": self.prompt.id,
-            "sampling": self.llm.sampling(),
-        }
+        more = {"prompts": self.own_prompts, "grounded": context.config["grounded"]}
+        rows = context.config["lists_per_llm"]
+        return Quota(kind=TaskKind.name, rows=rows, draw=draw, more=more)

@@ -1,0 +1,97 @@
+"""The document that a query was written for must be found with it."""
+
+import numpy as np
+import pytest
+from written_rows import row, table
+
+from datagen.encode import Encoder
+from datagen.packaged import resolve_model
+from datagen.schema import DOCUMENT
+from datagen.synthesize.round_trip import NOT_JUDGED, RoundTrip, positive_ranks, round_trip_rule
+from datagen.synthesize.select import select
+
+NILE = "The Nile rises in the highlands of East Africa and reaches the Mediterranean Sea in Egypt."
+BEES = "Honey bees dance on the comb; the angle of the dance tells the direction of a meadow."
+BREAD = "Bread rises because yeast turns sugar into carbon dioxide, which the dough catches."
+PIANO = "I would not sell the piano, which my grandmother bought with her first wages."
+
+
+def unit(rows) -> np.ndarray:
+    vectors = np.asarray(rows, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_the_rank_counts_better_documents():
+    queries = unit([[1, 0], [1, 0], [0, 1]])
+    documents = unit([[1, 0.1], [1, 0.5], [1, 2], [0.1, 1]])
+    assert positive_ranks(queries, documents, np.array([0, 2, 1])).tolist() == [1, 3, 3]
+
+
+def test_equal_scores_do_not_count():
+    documents = unit([[1, 1], [1, 1], [1, 1], [1, 0]])
+    assert positive_ranks(unit([[0, 1]]), documents, np.array([2])).tolist() == [1]
+    assert positive_ranks(np.empty((0, 2)), documents, np.array([], int)).tolist() == []
+
+
+def test_ranks_are_those_of_the_whole_score_matrix():
+    draw = np.random.default_rng(0)
+    queries, documents = unit(draw.normal(size=(50, 16))), unit(draw.normal(size=(700, 16)))
+    positives = draw.integers(700, size=50)
+    scores = queries.astype(np.float64) @ documents.astype(np.float64).T
+    better = scores > scores[np.arange(50), positives][:, None]
+    found = positive_ranks(queries, documents, positives)
+    assert found.tolist() == (better.sum(axis=1) + 1).tolist()
+
+
+@pytest.fixture(scope="module")
+def encoder(model_cache) -> Encoder:
+    return Encoder(resolve_model("all-minilm-l6-v2", model_cache)[0])
+
+
+def documents(*texts: str):
+    names = {"doc_id": "", "source": "", "origin": "public", "task": "retrieval", "cluster": ""}
+    return DOCUMENT.empty_table().from_pylist([{**names, "text": t} for t in texts], DOCUMENT)
+
+
+def test_queries_that_miss_their_document_are_rejected(encoder):
+    pairs = table(
+        [
+            row("a/retrieval/0", "Into which sea does the Nile flow?", text=NILE),
+            row("a/retrieval/1", "How do bees tell each other where a meadow is?", text=BREAD),
+            row("a/retrieval/2", "Warum geht Brot auf?", text=BREAD, query_language="deu"),
+            row("a/retrieval/3", "Why does bread rise?", title="Baking", text=BREAD),
+        ]
+    )
+    test = RoundTrip(encoder, documents(BEES, PIANO, NILE))
+    ranks = test.ranks(pairs).tolist()
+    assert (ranks[0], ranks[2]) == (1, NOT_JUDGED)
+    assert ranks[1] > 1
+    assert ranks[3] <= 2  # the same text without the title is a document, too
+    found = select(pairs, [round_trip_rule(test, k=2)])
+    assert found.reasons.to_pylist() == [None, "round_trip" if ranks[1] > 2 else None, None, None]
+    assert found.not_judged == {"round_trip": 1}
+    assert select(pairs, [round_trip_rule(test, k=1)]).reasons[1].as_py() == "round_trip"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"query_language": "deu"},
+        {"document_language": "python"},
+        {"document_language": None},
+        {"task": "classification"},
+    ],
+)
+def test_other_languages_and_tasks_are_left_alone(encoder, more):
+    pairs = table([row("a/retrieval/0", "Why does bread rise?", **{"text": NILE, **more})])
+    test = RoundTrip(encoder, documents())
+    assert test.ranks(pairs).tolist() == [NOT_JUDGED]
+    assert test.ranks(pairs.slice(0, 0)).tolist() == []
+
+
+def test_code_is_judged_where_the_encoder_knows_it(encoder):
+    code = "def first_line(path):\n    return open(path).readline()"
+    more = {"text": code, "document_language": "python"}
+    pairs = table([row("a/retrieval/0", "read only the first line of a file", **more)])
+    test = RoundTrip(encoder, documents(NILE, BREAD), languages=("eng", "python"))
+    assert test.ranks(pairs).tolist() == [1]

@@ -1,0 +1,39 @@
+"""What an LLM might answer, from prompt and schema alone: `EndpointServer(reply=reply)`."""
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+WORDS = [
+    "harbour", "lantern", "orchard", "thunder", "velvet", "compass", "meadow", "granite",
+    "whistle", "saddle", "copper", "ribbon", "mitten", "parsley", "anchor", "beacon", "cinder",
+    "dapple", "ember", "fathom", "gable", "hinge", "island", "juniper", "kettle", "lattice",
+    "marble", "needle", "oyster", "pebble", "quarry", "rafter", "sickle", "thistle", "umber",
+    "valley", "willow", "yarrow",
+]  # fmt: skip
+
+
+def reply(body: Mapping[str, Any]) -> str:
+    """A JSON answer that fits the schema: drawn words, some of the prompt's document among them."""
+    said = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    draw = random.Random(hashlib.sha256(said.encode()).digest())
+    schema = body["response_format"]["json_schema"]["schema"]
+    shown = said.split("Document:")[-1].split("\n")[0]
+    document = [word for word in shown.split() if word.isalpha() and len(word) >= 6]
+    return json.dumps(_value(schema, draw, document))
+
+
+def _value(schema: Mapping[str, Any], draw: random.Random, document: list[str]) -> Any:
+    if "enum" in schema:
+        return draw.choice(schema["enum"])
+    if schema["type"] == "object":
+        return {key: _value(part, draw, document) for key, part in schema["properties"].items()}
+    if schema["type"] == "array":
+        count = schema.get("minItems", 1)
+        return [_value(schema["items"], draw, document) for _ in range(count)]
+    if schema["type"] == "integer":
+        return schema.get("minimum", 1)
+    words = draw.sample(document, min(4, len(document))) + draw.sample(WORDS, 3)
+    return " ".join(words)[: schema.get("maxLength", 200)]
