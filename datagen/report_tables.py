@@ -23,7 +23,7 @@ from datagen.store import Manifest
 FACTS = ("llms", "decontamination", "mining", "agreement", "confusions", "samples")
 
 # Manifests sort their keys; a table reads better in the order in which things happened.
-_ORDER = ("llm", "source", "kind", "language", "queries", "requested", "valid", "kept", "reasons")
+_ORDER = ("llm", "source", "kind", "queries", "requested", "valid", "kept", "reasons")
 
 
 def words(name: str) -> str:

@@ -55,15 +55,18 @@ FACTS = {
             "tasks": ["faq-test", "news-test"],
             "matches": {"faq-test": {"trivia": 2, "similar": 1}},
         },
-        "llms": {
-            "tiny-llm": {
-                "licence": "apache-2.0",
-                "requests": 40,
-                "valid": 31,
-                "rejected": {"not_json": 7, "too_long": 2},
-                "tokens_per_second": 412.5,
+        "llms": [
+            {
+                "llm": "tiny-llm",
+                "kind": "retrieval",
+                "requested": 40,
+                "valid": 33,
+                "kept": 31,
+                "reasons": {"invalid_json": 7, "near_duplicate": 2},
+                "output_tokens": 412,
+                "seconds": 2.5,
             }
-        },
+        ],
     },
     "mine": {
         "mining": {

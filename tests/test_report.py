@@ -79,7 +79,7 @@ def test_the_headline_and_tables_show_them(page: str) -> None:
     assert "Documents 118" in text
     assert "Languages 4 natural, and 1 programming" in text
     assert "dedup: 106 pairs in, 85 kept, 14 dropped, 7 quarantined" in text
-    assert "tiny-llm apache-2.0 40 31 not json 7, too long 2 412.50" in text
+    assert "tiny-llm retrieval 40 33 31 invalid json 7, near duplicate 2 412 2.50" in text
     assert "faq-test 3 1 2" in text and "news-test 0 · ·" in text
     assert "near duplicate 3" in text
 

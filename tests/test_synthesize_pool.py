@@ -78,6 +78,16 @@ def test_llms_that_do_not_fit_together_take_turns(tmp_path: Path, ray_session: N
     }
 
 
+def test_replicas_that_found_no_room_are_let_go(tmp_path: Path, ray_session: None) -> None:
+    """Two of five fit; the others must not load when there is nothing left to ask."""
+    with EndpointServer() as server:
+        run_echo(str(tmp_path), [llm(server, replicas=5, num_cpus=1)], rows=8, executor="ray")
+        end = time.monotonic() + 30
+        while replica_processes():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
 def test_what_was_answered_is_never_asked_again(tmp_path: Path) -> None:
     """Another output, another quota, the same responses: only what is new is asked for."""
     with EndpointServer() as server:

@@ -332,9 +332,16 @@ class _RayPool:
                 self.jobs[actor.answer.remote(block)] = job
                 member.open, flying = member.open + 1, flying + 1
         if not member.todo and not member.open:
-            for actor in mine:
-                self.ray.kill(actor)
-                del self.actors[actor]
+            self._let_go(member, mine)
+
+    def _let_go(self, member: Member, actors: Sequence[Any]) -> None:
+        """End the member's replicas, and those that have still been waiting for room."""
+        waiting = [
+            ref for ref, job in self.jobs.items() if job.member is member and job.step == "start"
+        ]
+        for actor in [*actors, *(self.jobs.pop(ref).actor for ref in waiting)]:
+            self.ray.kill(actor)
+            self.actors.pop(actor, None)
 
 
 def _read(committer: Committer, index: int, block: dict[str, Any]) -> dict[str, Any]:
