@@ -79,6 +79,7 @@ class Responses:
         self._known = read_responses(folder)
         self._waiting: list[dict[str, Any]] = []
         self._flushing: asyncio.Task | None = None
+        self._writing = asyncio.Lock()  # who closes waits for what is being written
 
     def get(self, key: str) -> Response | None:
         """A response that is there and has an answer; one that failed is asked for again."""
@@ -98,11 +99,12 @@ class Responses:
         await self._flush()
 
     async def _flush(self) -> None:
-        rows, self._waiting = self._waiting, []
-        if rows:
-            table = pa.Table.from_pylist(rows, schema=STORED)
-            name = f"{SEGMENT}{uuid.uuid4().hex}.arrow"
-            await asyncio.to_thread(self.folder.write_bytes, name, encode_shard(table))
+        async with self._writing:
+            rows, self._waiting = self._waiting, []
+            if rows:
+                table = pa.Table.from_pylist(rows, schema=STORED)
+                name = f"{SEGMENT}{uuid.uuid4().hex}.arrow"
+                await asyncio.to_thread(self.folder.write_bytes, name, encode_shard(table))
 
     async def close(self) -> None:
         """Write what is left and put the segments together, sorted by key."""
