@@ -100,3 +100,15 @@ def test_a_key_follows_all_that_decides_a_response_and_nothing_else() -> None:
         key(call=Call(prompt=PROMPT, values={"text": "some words"}, schema={})),
     ]  # fmt: skip
     assert len({key(), *different}) == len(different) + 1
+
+
+def test_a_folder_with_other_weights_is_another_llm(tmp_path: Path) -> None:
+    marks = []
+    for name, content in (("a", b"weights"), ("b", b"weights"), ("c", b"others!")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+        folder = LLM(name="One", model=str(tmp_path / name), licence="MIT")
+        marks.append(folder.config()["weights"])
+    assert marks[0] == marks[1] != marks[2]
+    assert LLM(name="H", model="org/hub", licence="MIT").config()["weights"] is None

@@ -1,5 +1,6 @@
 """One member of the LLM pool: model, licence, sampling, engine and resources, as data."""
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ _RESOURCES = (
     "tensor_parallel_size", "pipeline_parallel_size", "endpoint", "key_variable",
     "max_concurrency", "endpoint_timeout_s", "gpu_hour_price", "prompt_price", "output_price",
 )  # fmt: skip
+_BEGINNING = 1 << 22  # bytes of a file of weights: its header and some tensors
 # What decides who is asked for what, but not the response to a given request.
 _CHOICES = ("name", "licence", "languages", "share")
 
@@ -85,8 +87,7 @@ class LLM:
     def config(self) -> dict[str, Any]:
         """What decides its text and its part of the work, as JSON; resources are left out."""
         fields = {key: value for key, value in asdict(self).items() if key not in _RESOURCES}
-        packaged = PACKAGED.get(self.model)
-        return json.loads(json.dumps({**fields, "weights": packaged and packaged.sha256}))
+        return json.loads(json.dumps({**fields, "weights": _weights(self.model)}))
 
     def fingerprint(self) -> str:
         """sha256 over what decides the response to a request."""
@@ -102,6 +103,23 @@ class LLM:
             "VLLM_NO_USAGE_STATS": "1",
             "TQDM_DISABLE": "1",
         }
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(model: str) -> str | None:
+    """What tells a model's weights from others: their recorded digest, or for a folder one over its
+    configuration and the size and beginning of every file of weights; None for a Hub id."""
+    if model in PACKAGED:
+        return PACKAGED[model].sha256
+    if not Path(model).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(Path(model).iterdir()):
+        if file.suffix == ".safetensors" or file.name in ("config.json", "tokenizer.json"):
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(_BEGINNING))
+    return digest.hexdigest()
 
 
 def refuse_bad_pool(llms: tuple[LLM, ...]) -> None:
