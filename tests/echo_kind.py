@@ -1,5 +1,7 @@
 """A kind of request in two calls for tests of the pool: a server that echoes is asked for words."""
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +31,8 @@ SCHEMA = {
 
 
 class Echo:
-    """Asks for `<request> first`, then for `<request> second`; every third row breaks a rule."""
+    """Asks for `<request> first`, then `<request> second`; every third row breaks a rule. An LLM
+    called Dies takes its process with it."""
 
     name = "echo"
 
@@ -39,6 +42,8 @@ class Echo:
     def call(self, drawn: Drawn, values: Sequence[Value]) -> Call | None:
         if len(values) == 2:
             return None
+        if self.llm.name == "Dies":
+            os.kill(os.getpid(), signal.SIGKILL)
         words = f"{drawn['request']} {('first', 'second')[len(values)]}"
         return Call(prompt=PROMPT, values={"text": words}, schema=SCHEMA)
 

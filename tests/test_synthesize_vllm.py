@@ -17,7 +17,7 @@ from datagen.store import Folder, read_table, verify
 from datagen.synthesize import LLM, synthesize
 from datagen.synthesize.responses import read_responses
 
-ROWS = 24
+ROWS = 12
 
 
 def stored(output: Path) -> dict[str, str]:
@@ -45,7 +45,7 @@ def test_an_engine_that_is_killed_is_made_good(
         llms=llms,
         cache=model_cache,
         rows={"retrieval": ROWS},
-        block_requests=8,
+        block_requests=6,
     )
     done, killed, before = threading.Event(), [], {}
 
@@ -73,7 +73,7 @@ def test_an_engine_that_is_killed_is_made_good(
     folder = Folder(f"{tmp_path}/steps/synthesize")
     assert verify(folder) == []
     pairs = read_table(folder, "pairs").to_pylist()
-    assert Counter(row["provenance"]["llm"] for row in pairs) == {"SmolLM2": 12, "Gemma": 12}
+    assert Counter(row["provenance"]["llm"] for row in pairs) == {"SmolLM2": 6, "Gemma": 6}
     asked = read_table(folder, "asked").to_pylist()
     names = [row["request"] for row in asked]
     assert len(names) == len(set(names)) == len(after)
