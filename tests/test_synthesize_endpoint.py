@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from echo_kind import PROMPT, SCHEMA
 from endpoint_server import TEST, EndpointServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,26 +24,10 @@ from datagen.synthesize.admission import Admission
 from datagen.synthesize.call import Call, Response
 from datagen.synthesize.endpoint import EndpointEngine
 from datagen.synthesize.llm import LLM
-from datagen.synthesize.prompts import Prompt
 from datagen.synthesize.replica import Replica
 from datagen.synthesize.responses import read_responses
 
 KEY = "sk-very-secret-0123456789"
-PROMPT = Prompt(
-    name="echo",
-    digest="0" * 64,
-    system="Say what you read.",
-    template="Document: {{ text }}\nWrite a query.",
-    examples=(),
-    shots=0,
-    match=None,
-)
-SCHEMA = {
-    "type": "object",
-    "properties": {"query": {"type": "string", "maxLength": 80}},
-    "required": ["query"],
-    "additionalProperties": False,
-}
 
 
 def llm(server: EndpointServer | None = None, **fields: Any) -> LLM:

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from datagen.clusters import read_frame
 from datagen.schema import PAIR, QUARANTINE, rejected_row
 from datagen.steps import Context, LedgerRow
 from datagen.store import open_shard
@@ -19,6 +20,7 @@ from datagen.synthesize.diversity import diversity, rounded
 from datagen.synthesize.llm_table import Spent, llm_table, summed
 from datagen.synthesize.near import NEAR_DUPLICATE, Pool, near_duplicate_rule
 from datagen.synthesize.pool import Member, quota_of
+from datagen.synthesize.replica import ASKED
 from datagen.synthesize.select import Rule
 from datagen.synthesize.written_language import OTHER_LANGUAGE
 
@@ -143,9 +145,7 @@ def _spent(member: Member) -> Spent:
 
 def _asked(context: Context, reasons: Mapping[str, str]) -> pl.DataFrame:
     """One record a request, with the final reason."""
-    names = [shard.name for shard in context.shards if shard.table == "asked"]
-    frame = pl.from_arrow(pa.concat_tables([open_shard(context.folder, name) for name in names]))
-    assert isinstance(frame, pl.DataFrame)
+    frame = read_frame(context, "asked", ASKED)
     late = pl.DataFrame(
         {"request": list(reasons), "late": list(reasons.values())},
         schema={"request": pl.String, "late": pl.String},

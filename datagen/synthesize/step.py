@@ -13,12 +13,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
+from datagen.clusters import read_frame
 from datagen.schema import PAIR, QUARANTINE, UserError
 from datagen.steps import Context, Step
-from datagen.store import open_shard, read_manifest, read_table
+from datagen.store import read_manifest, read_table
+from datagen.synthesize.call import MakeKind
 from datagen.synthesize.draw import SEEDED, Knobs, given_tasks, requests
 from datagen.synthesize.kinds import KINDS, check_prompts
 from datagen.synthesize.llm import LLM, refuse_bad_pool
@@ -30,6 +31,7 @@ from datagen.synthesize.places import (
 from datagen.synthesize.plan import SAMPLE, plan_table
 from datagen.synthesize.pool import BLOCK_REQUESTS, Member, Quota, ask_pool
 from datagen.synthesize.replica import ASKED, Reader
+from datagen.synthesize.select import Rule
 from datagen.synthesize.selection import choose, put_together
 from datagen.synthesize.written_language import language_rule
 
@@ -157,30 +159,14 @@ class _Work:
         self._ask(context, members)
         for member in members:
             context.collect(member.records[index] for index in sorted(member.records))
-        names = [shard.name for shard in context.shards if shard.table == "asked"]
-        asked = pa.concat_tables(
-            [ASKED.empty_table(), *(open_shard(context.folder, name) for name in names)]
-        )
-        frame = pl.from_arrow(asked)
-        assert isinstance(frame, pl.DataFrame)
+        frame = read_frame(context, "asked", ASKED)
         rates = {m.llm.name: m.sums["output_tokens"] / (m.sums["seconds"] or 1) for m in members}
         context.facts["calls"] = {m.llm.name: dict(sorted(m.sums.items())) for m in members}
         context.facts["plan"] = plan_table(frame, llms=self.llms, rows=rows, rates=rates)
 
     def _ask(self, context: Context, members: Sequence[Member]) -> None:
-        responses = responses_of(context)
-        reader = Reader(
-            self.llms, kinds=KINDS, folder=responses, schema=PAIR, rules=(language_rule(),)
-        )
-        schemas = {"written": PAIR, "rejected": QUARANTINE, "asked": ASKED}
-        ask_pool(
-            members,
-            context.committer(reader, schemas=schemas, phase="written"),
-            context.committed("written"),
-            replica={"cache": self.cache, "kinds": KINDS, "folder": responses},
-            executor=context.executor,
-            name=context.name,
-        )
+        rules = (language_rule(),)
+        ask(context, members, kinds=KINDS, schema=PAIR, cache=self.cache, rules=rules)
 
     def _members(self, context: Context) -> list[Member]:
         config = context.config
@@ -245,6 +231,31 @@ class _Work:
                 only_code=kind == "code_translation",
             )
         return [() for _ in self.llms]
+
+
+def ask(
+    context: Context,
+    members: Sequence[Member],
+    *,
+    kinds: Mapping[str, MakeKind],
+    schema: pa.Schema,
+    cache: str,
+    rules: Sequence[Rule] = (),
+) -> None:
+    """Let the members answer until their quotas are met; their rows, in `schema`, are committed as
+    tables `written`, `rejected` and `asked`."""
+    responses = responses_of(context)
+    llms = [member.llm for member in members]
+    reader = Reader(llms, kinds=kinds, folder=responses, schema=schema, rules=rules)
+    schemas = {"written": schema, "rejected": QUARANTINE, "asked": ASKED}
+    ask_pool(
+        members,
+        context.committer(reader, schemas=schemas, phase="written"),
+        context.committed("written"),
+        replica={"cache": cache, "kinds": kinds, "folder": responses},
+        executor=context.executor,
+        name=context.name,
+    )
 
 
 def responses_of(context: Context) -> str:

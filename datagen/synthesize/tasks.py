@@ -9,15 +9,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from datagen.schema import QUARANTINE
 from datagen.steps import Context, Step
 from datagen.store import open_shard
 from datagen.synthesize.draw import Knobs, requests
 from datagen.synthesize.kinds import TASK, TaskKind, check_prompts
 from datagen.synthesize.llm import LLM, refuse_bad_pool
-from datagen.synthesize.pool import BLOCK_REQUESTS, Member, Quota, ask_pool
-from datagen.synthesize.replica import ASKED, Reader
-from datagen.synthesize.step import responses_of
+from datagen.synthesize.pool import BLOCK_REQUESTS, Member, Quota
+from datagen.synthesize.step import ask
 
 
 def write_tasks(
@@ -69,25 +67,12 @@ class _Work:
     own_prompts: Mapping[str, str]
 
     def __call__(self, context: Context) -> None:
-        config, responses = context.config, responses_of(context)
-        kinds = {TaskKind.name: TaskKind}
+        size = context.config["block_requests"]
         members = [
-            Member(llm, i, [self._quota(context, llm)], block_requests=config["block_requests"])
+            Member(llm, i, [self._quota(context, llm)], block_requests=size)
             for i, llm in enumerate(self.llms)
         ]
-        reader = Reader(self.llms, kinds=kinds, folder=responses, schema=TASK)
-        ask_pool(
-            members,
-            context.committer(
-                reader,
-                schemas={"written": TASK, "rejected": QUARANTINE, "asked": ASKED},
-                phase="written",
-            ),
-            context.committed("written"),
-            replica={"cache": self.cache, "kinds": kinds, "folder": responses},
-            executor=context.executor,
-            name=context.name,
-        )
+        ask(context, members, kinds={TaskKind.name: TaskKind}, schema=TASK, cache=self.cache)
         for member in members:
             context.collect(member.records[index] for index in sorted(member.records))
         for shard in [shard for shard in context.shards if shard.table == "written"]:
