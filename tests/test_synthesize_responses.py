@@ -33,9 +33,9 @@ def test_a_response_is_on_disk_before_the_block_ends(tmp_path: Path) -> None:
     async def run() -> list[str]:
         responses = Responses(Folder(str(tmp_path)), flush_s=0.05)
         responses.put("k1", DRAWN, answered("one"))
-        while not list(tmp_path.iterdir()):
+        # A file that is being written has another name until it is whole.
+        while not (before := [name for name in files(tmp_path) if not name.startswith(".")]):
             await asyncio.sleep(0.01)
-        before = files(tmp_path)
         responses.put("k2", DRAWN, answered("two"))
         await responses.close()
         return before
