@@ -77,19 +77,26 @@ def _proposed(
 
     slow = np.concatenate([[], *pool.map(work, range(0, len(texts), PIECE))]).astype(np.int64)
     list(pool.map(work_slow, range(0, len(slow), SLOW_PIECE)))
+    same = pool.submit(_first, plain)
     first = _first(form)
     heads = np.flatnonzero(signed & (first == np.arange(len(texts))))
-    return _first(plain), first, candidate_pairs(bands, heads)
+    return same.result(), first, candidate_pairs(bands, heads, run=pool.map)
 
 
 def _first(hashes: np.ndarray) -> np.ndarray:
     """For each row of hashes [n, 2] the position of the first one equal to it."""
-    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: the first of equals comes first
+    rows = np.arange(len(hashes))
+    # The second half only matters where the first is equal, which is rare: sorting one is enough.
+    order = np.argsort(hashes[:, 0])
+    values = hashes[order, 0]
+    alike = np.zeros(len(order) + 1, bool)
+    np.equal(values[1:], values[:-1], out=alike[1:-1])
+    some = np.sort(order[alike[1:] | alike[:-1]])
+    order = some[np.lexsort((hashes[some, 1], hashes[some, 0]))]  # stable: first comes first
     starts = np.ones(len(order), bool)
     starts[1:] = (hashes[order[1:]] != hashes[order[:-1]]).any(axis=1)
-    first = np.empty(len(order), np.int64)
-    first[order] = order[starts][np.cumsum(starts) - 1]
-    return first
+    rows[order] = order[starts][np.cumsum(starts) - 1]
+    return rows
 
 
 def _together(pairs: np.ndarray, count: int) -> Iterator[np.ndarray]:

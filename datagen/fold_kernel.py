@@ -107,8 +107,9 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
     """(way, hash, hash, characters) of one text: which way folds it, and of its plain form."""
     one, other = np.uint64(1), np.uint64(2)
     characters, signs, option, wants_blank = 0, 0, False, False
-    starter, ccc = -1, 0  # what a mark could compose with
-    kept_starter, kept_ccc = -1, 0  # the same in the text without what is dropped
+    # What a mark could compose with, the class of the mark inside it, and of the mark before.
+    starter, inner, ccc = -1, 0, 0
+    kept_starter, kept_inner, kept_ccc = -1, 0, 0  # the same in the text without what is dropped
     # 0: elsewhere, 1: at a word's start, 2: after "-", 3: after "-" and a letter, 4: after "--"
     state = 1
     at = start
@@ -121,7 +122,7 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
                 other = blend_other(other, np.uint64(data[at]))
                 at, characters = at + 1, characters + 1
             starter = kept_starter = np.int64(data[at - 1])
-            ccc = kept_ccc = 0
+            inner = ccc = kept_inner = kept_ccc = 0
             continue
         if point < 0x80:
             at += 1
@@ -134,7 +135,7 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
             wants_blank = characters > 0
             option |= state == 3
             state = 1
-            starter, ccc, kept_starter, kept_ccc = -1, 0, -1, 0
+            starter, inner, ccc, kept_starter, kept_inner, kept_ccc = -1, 0, 0, -1, 0, 0
             continue
         if wants_blank:
             wants_blank = False
@@ -153,14 +154,18 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
             option |= state == 4 and kind & LETTER != 0
             state = 0
         if point < 0x80:
-            starter, ccc = point, 0
+            starter, inner, ccc = point, 0, 0
             if not kind & DROP:
-                kept_starter, kept_ccc = point, 0
+                kept_starter, kept_inner, kept_ccc = point, 0, 0
             continue
         own = combining[point]
         if own or maybe[point]:
-            for first, above in ((starter, ccc), (kept_starter, kept_ccc)):
-                if own and above > own:
+            for first, within, above in (
+                (starter, inner, ccc),
+                (kept_starter, kept_inner, kept_ccc),
+            ):
+                # A mark that composes with nothing goes before the one inside and out again.
+                if own and (above > own or (within > own and maybe[point])):
                     return SLOW, one, other, 0
                 free = above == 0 or (own and above < own)
                 if free and first >= 0 and _composes(pairs, first, point):
@@ -170,9 +175,9 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
             if not kind & DROP:
                 kept_ccc = own
         else:
-            starter, ccc = point, trailing[point]
+            starter, inner, ccc = point, trailing[point], 0
             if not kind & DROP:
-                kept_starter, kept_ccc = last[point], trailing[last[point]]
+                kept_starter, kept_inner, kept_ccc = last[point], trailing[last[point]], 0
     option |= state == 3
     code = characters < CODE_CHARACTERS and (option or signs * 20 >= characters)
     return STRAIGHT if code else NATURAL, finish(one), finish(other), characters
@@ -320,12 +325,20 @@ def fold_slow(texts: pl.Series) -> Folded:
 
 def fold_texts(texts: pl.Series) -> pl.Series:
     """What `fold` gives, mostly the fast way."""
+    folded, slow = _fold_most(texts)
+    if not len(slow):
+        return folded
+    composed = texts.gather(slow).str.normalize("NFC")  # all that most of them lack
+    rest, slower = _fold_most(composed)
+    if len(slower):
+        defined = fold_slow(composed.gather(slower))
+        rest = rest.scatter(slower, _strings(defined.data, defined.ends))
+    return folded.scatter(slow, rest)
+
+
+def _fold_most(texts: pl.Series) -> tuple[pl.Series, np.ndarray]:
     found, slow = fold_fast(texts)
-    folded = _strings(found.data.copy(), found.ends)
-    if len(slow):
-        rest = fold_slow(texts.gather(slow))
-        folded = folded.scatter(slow, _strings(rest.data, rest.ends))
-    return folded
+    return _strings(found.data.copy(), found.ends), slow
 
 
 def _strings(data: np.ndarray, ends: np.ndarray) -> pl.Series:

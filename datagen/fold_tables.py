@@ -69,7 +69,10 @@ def _is_complex(c: int, text: str, wide: str, form: str, maybe: np.ndarray) -> b
         return True
     if unicodedata.normalize("NFC", text) != text or not 1 <= len(form) <= 3:
         return True
-    return any(ord(p) >= SIZE or maybe[ord(p)] or unicodedata.combining(p) for p in wide + form)
+    if any(ord(p) >= SIZE for p in wide + form):
+        return True
+    # Lower case is taken last: its marks (İ becomes two code points) compose with nothing.
+    return any(maybe[ord(p)] or unicodedata.combining(p) for p in wide)
 
 
 def _compositions() -> tuple[np.ndarray, np.ndarray]:

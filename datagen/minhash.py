@@ -13,12 +13,16 @@ Broder 1997. Cost: 12 s a million texts of 300 characters and core, half of it f
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from datagen.schema import UserError
+from datagen.threads import Run
+
+if TYPE_CHECKING:
+    from datagen.fold_kernel import Folded
 
 PERMUTATIONS, BANDS = 126, 21
 SEED = 1
@@ -99,14 +103,7 @@ class TextKeys(NamedTuple):
 def text_keys(texts: pl.Series, *, backend: str = DEFAULT_BACKEND) -> TextKeys:
     """The keys of texts as they are, not folded."""
     keys, slow = fast_keys(texts, backend=backend)
-    if not len(slow):
-        return keys
-    rest = slow_keys(texts.gather(slow), backend=backend)
-    keys.plain[slow], keys.form[slow], keys.sizes[slow] = rest.plain, rest.form, rest.sizes
-    where = np.concatenate([keys.where, slow[rest.where]])
-    order = np.argsort(where)
-    bands = np.concatenate([keys.bands, rest.bands])[order]
-    return keys._replace(where=where[order], bands=bands)
+    return _completed(keys, slow, slow_keys(texts.gather(slow), backend=backend))
 
 
 def fast_keys(texts: pl.Series, *, backend: str) -> tuple[TextKeys, np.ndarray]:
@@ -115,15 +112,32 @@ def fast_keys(texts: pl.Series, *, backend: str) -> tuple[TextKeys, np.ndarray]:
     from datagen.fold_kernel import fold_fast
 
     found, slow = fold_fast(texts)
-    form, where, bands = _form_keys(found.data, found.ends, backend)
-    return TextKeys(found.hashes, form, found.sizes, where, bands), slow
+    return _keys(found, backend), slow
 
 
 def slow_keys(texts: pl.Series, *, backend: str) -> TextKeys:
-    """The keys of any texts, folded by the definition."""
+    """The keys of any texts: most only lack composing (NFC); the rest goes by the definition."""
     from datagen.fold_kernel import fold_slow
 
-    found = fold_slow(texts)
+    if not len(texts):
+        return _keys(fold_slow(texts), backend)
+    composed = texts.str.normalize("NFC")
+    keys, slow = fast_keys(composed, backend=backend)
+    return _completed(keys, slow, _keys(fold_slow(composed.gather(slow)), backend))
+
+
+def _completed(keys: TextKeys, slow: np.ndarray, rest: TextKeys) -> TextKeys:
+    """The keys with those of the texts at `slow` put in."""
+    if not len(slow):
+        return keys
+    keys.plain[slow], keys.form[slow], keys.sizes[slow] = rest.plain, rest.form, rest.sizes
+    where = np.concatenate([keys.where, slow[rest.where]])
+    order = np.argsort(where)
+    bands = np.concatenate([keys.bands, rest.bands])[order]
+    return keys._replace(where=where[order], bands=bands)
+
+
+def _keys(found: "Folded", backend: str) -> TextKeys:
     form, where, bands = _form_keys(found.data, found.ends, backend)
     return TextKeys(found.hashes, form, found.sizes, where, bands)
 
@@ -140,17 +154,20 @@ def _form_keys(
     return form, where, band_hashes(rows, BANDS)
 
 
-def candidate_pairs(bands: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Pairs [n, 2] of those of `rows` that share a band, smaller first, sorted, unique."""
-    found = [np.empty(0, dtype=np.int64)]
-    for band in range(bands.shape[1]):
+def candidate_pairs(bands: np.ndarray, rows: np.ndarray, *, run: Run = map) -> np.ndarray:
+    """Pairs [n, 2] of those of `rows` that share a band, smaller first, sorted, unique.
+
+    `run` maps over the bands, by default one after the other.
+    """
+
+    def codes(band: int) -> np.ndarray:
         beside = (band + 1) % bands.shape[1]
         pairs = rows[band_pairs(bands[rows, band], bands[rows, beside])]
-        found.append(_distinct_codes(pairs, len(bands)))
-    codes = np.concatenate(found)
-    found.clear()
-    codes.sort()
-    return _pairs_of(codes[np.diff(codes, prepend=-1) != 0], len(bands))
+        return _distinct_codes(pairs, len(bands))
+
+    found = np.concatenate([np.empty(0, np.int64), *run(codes, range(bands.shape[1]))])
+    found.sort()
+    return _pairs_of(found[np.diff(found, prepend=-1) != 0], len(bands))
 
 
 def unique_pairs(pairs: np.ndarray, count: int) -> np.ndarray:
@@ -217,11 +234,6 @@ def components(count: int, edges: np.ndarray) -> np.ndarray:
 
     `edges` [n, 2] name positions that resemble each other; positions are the order of preference.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from datagen.shingles import connect
 
-    links = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), (count, count))
-    _, label = connected_components(links, directed=False)
-    first = np.full(label.max(initial=-1) + 1, count, np.int64)
-    np.minimum.at(first, label, np.arange(count))
-    return first[label]
+    return connect(count, np.ascontiguousarray(edges, dtype=np.int64))

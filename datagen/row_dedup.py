@@ -96,6 +96,8 @@ def rejected_texts(
     rows: pa.Table, positions: np.ndarray, column: str, *, source: str
 ) -> list[dict[str, Any]]:
     """QUARANTINE rows for rows whose text is null or blank."""
+    if not len(positions):
+        return []
     mask = np.zeros(rows.num_rows, bool)
     mask[positions] = True
     found = rows.filter(pa.array(mask))  # take copies all rows into one chunk first

@@ -208,3 +208,22 @@ def form_bytes(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nd
     hashes, long = np.empty((len(offsets) - 1, 2), np.uint64), np.empty(len(offsets) - 1, np.bool_)
     _form_rows(data, offsets, tables().classes, hashes, long)
     return hashes, long
+
+
+@compiled
+def connect(count, edges):
+    """The first of all positions [count] that each is connected with: union-find whose roots are
+    the first of their members."""
+    above = np.arange(count)
+    for n in range(len(edges)):
+        one, other = edges[n]
+        while above[one] != one:
+            above[one] = above[above[one]]
+            one = above[one]
+        while above[other] != other:
+            above[other] = above[above[other]]
+            other = above[other]
+        above[max(one, other)] = min(one, other)
+    for at in range(count):
+        above[at] = above[above[at]]
+    return above

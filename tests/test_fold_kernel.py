@@ -16,7 +16,7 @@ from datagen.subjects import same_subject
 # Letters that compose, marks in and out of order, jamo, forms that folding maps to more than one
 # character, what is dropped, raised or kept by context, and code points above the tables.
 HARD = (
-    "aé\u0301ẹ\u0323\u0300ë\u0323oßςΣİ-–(). ,5٣½…’'ʼ\u200b\u200d\xad\ufeff\t\n\xa0\u3000\u0308"
+    "İaé\u0301ẹ\u0323\u0300ë\u0323oßςΣİ-–(). ,5٣½…’'ʼ\u200b\u200d\xad\ufeff\t\n\xa0\u3000\u0308"
     "가\u1100\u1161각ﾊﾞパ゙ﬁ①²\u09cd\u09be\u09be\u09dc\u09bc\u09df\u09b0क्ष\u093fञअ𝔸𝟘𐑂漢𠀀字かｶ"
     'x{}[]<>=--a -b ~|`$^*_#@&+/%\\"“„\0'
 )
@@ -39,6 +39,8 @@ def column(texts: list[str]) -> pl.Series:
         ("git log --oneline {{path}}", "git log --oneline {{path}}"),
         ("ls -L ‘x’", "ls -L 'x'"),
         ("e\u0301a", "éa"),
+        ("İzmir", "i\u0307zmir"),
+        ("آ\u064e", "آ\u064e"),  # a mark that goes before the one inside the letter, and out again
         ("ক\u09cd\u200dষ", "ক\u09cdষ"),
         ("...", "..."),
         ("", ""),

@@ -3,6 +3,8 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from datagen.duplicates import find_duplicates
 from datagen.fold import fold
@@ -170,6 +172,14 @@ def test_what_others_connect_is_one_component():
     assert components(6, chain).tolist() == [0, 0, 0, 3, 3, 5]
     assert components(3, np.empty((0, 2), dtype=np.int64)).tolist() == [0, 1, 2]
     assert components(0, np.empty((0, 2), dtype=np.int64)).tolist() == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
+def test_components_are_those_of_scipy_named_by_their_first_member(edges):
+    pairs = np.array(edges, dtype=np.int64).reshape(-1, 2)
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), (30, 30))
+    _, label = connected_components(links, directed=False)
+    assert components(30, pairs).tolist() == [int(np.argmax(label == own)) for own in label]
 
 
 def test_the_similarity_of_a_chain_is_that_of_its_ends():
