@@ -343,15 +343,20 @@ def _report(commands: Any) -> None:
         _run_report,
         about="Write the page about a mix again.\n\nReads MIX and the steps beside it. Writes "
         "MIX/report.html, one self-contained page.",
-        example="datagen report out/demo/mix",
+        example="datagen report out/demo/mix --tokenizer out/demo/models/base",
     )
     parser.add_argument("mix", metavar="MIX")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="model folder or tokenizer.json to count lengths in tokens with; else in characters",
+    )
 
 
 def _run_report(arguments: argparse.Namespace) -> int:
     from datagen.report import render_mix
 
-    return _done({"report": render_mix(arguments.mix)})
+    return _done({"report": render_mix(arguments.mix, tokenizer=arguments.tokenizer)})
 
 
 def _verify(commands: Any) -> None:

@@ -68,7 +68,7 @@ def dedup(
     }
     return Step(
         name=name,
-        version=2,
+        version=3,
         config=config,
         inputs={"pairs": pairs} | ({"against": against} if against else {}),
         work=_work,
@@ -93,6 +93,7 @@ def _work(context: Context) -> None:
     write_documents(context, units, pairs, negatives, old["document"], rows_per_shard=rows)
     context.write("duplicates", _duplicates(texts), DUPLICATE, rows_per_shard=rows)
     context.ledger += _ledger(pairs)
+    context.facts["overlap"] = _overlap(pairs)
 
 
 def _units(context: Context) -> list[dict[str, Any]]:
@@ -218,6 +219,23 @@ def _given_negatives(pairs: pl.DataFrame, old: pl.DataFrame, texts: pl.DataFrame
         .sort("order", "part")
         .unique(["query_id", "doc_id"], keep="first", maintain_order=True)
     )
+
+
+def _overlap(pairs: pl.DataFrame) -> dict[str, Any]:
+    """For each side how many texts (near-duplicates as one) a source has, and two sources share."""
+    found = {}
+    for side in ("query", "document"):
+        cluster = f"{side}_cluster"
+        owned = pairs.select("source", cluster).unique()
+        counts = owned.group_by("source").len().sort("source")
+        common = owned.filter(pl.len().over(cluster) > 1)
+        both = common.join(common, on=cluster).filter(pl.col("source") < pl.col("source_right"))
+        both = both.group_by("source", "source_right").len().sort("source", "source_right")
+        found[side] = {
+            "clusters": dict(counts.iter_rows()),
+            "shared": [list(row) for row in both.iter_rows()],
+        }
+    return found
 
 
 def _duplicates(texts: pl.DataFrame) -> pa.Table:

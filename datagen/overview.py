@@ -25,6 +25,7 @@ from datagen.store import MANIFEST, Folder, Manifest, open_shard, read_manifest
 LEDGER = "ledger.json"
 NO_LANGUAGE = frozenset({None, UNKNOWN_LANGUAGE, "zxx", "mul"})
 BINS = 200  # of cosine similarity, -1 to 1
+RATIO_BINS, RATIO_WIDTH = 60, 0.02  # from 0; the last bin holds all above
 SEPARATOR = "\x1f"  # cannot occur in the name of a task
 GROUP = ("source", "task", "origin", "language", "script", "licence", "llm", "llm_licence")
 
@@ -34,13 +35,16 @@ class Overview:
     """The counts of one mix.
 
     `rows`: stage, the columns of GROUP, rows, pairs, negatives. `documents`: source, language,
-    script, rows. `scores`: (task, source) -> histograms [2, BINS] of positives and negatives.
+    script, rows. `scores`: (task, source) -> histograms [2, BINS] of positives and negatives;
+    `ratios`: (task, source) -> histogram [RATIO_BINS] of negatives' scores over that of the lowest
+    positive of their query, where that is above 0.
     """
 
     manifest: Manifest
     rows: pl.DataFrame
     documents: pl.DataFrame
     scores: Mapping[tuple[str, str], np.ndarray]
+    ratios: Mapping[tuple[str, str], np.ndarray]
 
     @property
     def stages(self) -> list[str]:
@@ -83,17 +87,19 @@ def count_mix(folder: Folder) -> Overview:
             exit_status=2,
         )
     scores: dict[tuple[str, str], np.ndarray] = {}
+    ratios: dict[tuple[str, str], np.ndarray] = {}
     counts = []
     for stage in stages:
         for table in _tables(folder, manifest, stage):
             counts.append(_count_rows(table, stage))
-            add_scores(scores, table)
+            add_scores(scores, ratios, table)
     documents = [_count_documents(t) for t in _tables(folder, manifest, "documents")]
     return Overview(
         manifest=manifest,
         rows=_sum(counts),
         documents=_sum(documents),
         scores=dict(sorted(scores.items())),
+        ratios=dict(sorted(ratios.items())),
     )
 
 
@@ -129,21 +135,39 @@ def _sum(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return frame.group_by(keys).agg(pl.all().sum()).sort(keys)
 
 
-def add_scores(scores: dict[tuple[str, str], np.ndarray], table: pa.Table) -> None:
-    """Add a shard's positive and negative scores to the histograms of their task and source."""
+def add_scores(
+    scores: dict[tuple[str, str], np.ndarray],
+    ratios: dict[tuple[str, str], np.ndarray],
+    table: pa.Table,
+) -> None:
+    """Add a shard's scores, and their ratios, to the histograms of their task and source."""
     joined = pc.binary_join_element_wise(table["task"], table["source"], SEPARATOR)
     encoded = joined.combine_chunks().dictionary_encode()
     names = [tuple(name.split(SEPARATOR, 1)) for name in encoded.dictionary.to_pylist()]
     codes = encoded.indices.to_numpy().astype(np.int64)
+    lowest = np.full(len(codes), np.inf)
     for side, column in enumerate(("positive_scores", "negative_scores")):
         lengths = pc.list_value_length(table[column]).to_numpy()
         values = pc.list_flatten(table[column]).to_numpy()
+        row = np.repeat(np.arange(len(codes)), lengths)
         finite = np.isfinite(values)
-        bins = np.clip(((values[finite] + 1) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
-        cells = np.repeat(codes, lengths)[finite] * BINS + bins
-        counts = np.bincount(cells, minlength=len(names) * BINS).reshape(len(names), BINS)
-        for key, row in zip(names, counts, strict=True):
-            scores.setdefault(key, np.zeros((2, BINS), dtype=np.int64))[side] += row
+        values, row = values[finite], row[finite]
+        bins = np.clip(((values + 1) * (BINS / 2)).astype(np.int64), 0, BINS - 1)
+        for key, counts in zip(names, _histograms(codes[row], bins, len(names), BINS), strict=True):
+            scores.setdefault(key, np.zeros((2, BINS), dtype=np.int64))[side] += counts
+        if side == 0:
+            np.minimum.at(lowest, row, values)
+    some = np.flatnonzero(np.isfinite(lowest[row]) & (lowest[row] > 0))
+    shares = np.maximum(values[some] / lowest[row[some]], 0)
+    bins = np.minimum((shares / RATIO_WIDTH).astype(np.int64), RATIO_BINS - 1)
+    found = _histograms(codes[row[some]], bins, len(names), RATIO_BINS)
+    for key, counts in zip(names, found, strict=True):
+        ratios[key] = ratios.get(key, np.zeros(RATIO_BINS, dtype=np.int64)) + counts
+
+
+def _histograms(groups: np.ndarray, bins: np.ndarray, count: int, width: int) -> np.ndarray:
+    """How often each bin occurs in each group: [count, width]."""
+    return np.bincount(groups * width + bins, minlength=count * width).reshape(count, width)
 
 
 def quantile(histogram: np.ndarray, share: float) -> float | None:

@@ -1,121 +1,384 @@
-"""The report's plots: matplotlib SVG that takes its colours from the page's style sheet.
+"""The report's plots as Plotly figures: plain data, drawn by the page's own copy of plotly.js.
 
-No script is needed to show them, they weigh a few kilobytes, and they follow the reader's light or
-dark theme: each colour is drawn as a placeholder that becomes `var(--name)`. Text stays text.
+A colour is the name of a variable of the page's style sheet (`var(--kept)`); the page's script puts
+the colour of the reader's theme there, and again when the theme changes. Plotly reads a few HTML
+tags in labels, so every name of the data is escaped here.
 """
 
-import functools
-import io
-import re
+import html
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-WIDTH = 8.0  # inches
+from datagen.escape import visible
+
+INK, FAINT, LINE, SURFACE = "var(--ink)", "var(--faint)", "var(--line)", "var(--surface)"
+KEPT, DROPPED, QUARANTINED = "var(--kept)", "var(--dropped)", "var(--quarantined)"
+ORDER = (KEPT, DROPPED, QUARANTINED, FAINT, INK)
+SYMBOLS = ("circle", "diamond", "square-open", "cross")
 MERGED_BINS = 2  # histogram bins drawn as one
-
-# Placeholder -> style sheet variable. Any colour would do that no plot uses otherwise.
-_COLOURS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--faint)",
-    "#030303": "var(--kept)",
-    "#040404": "var(--dropped)",
-    "#050505": "var(--quarantined)",
-    "#060606": "var(--surface)",
-}
-_INK, _FAINT, _KEPT, _DROPPED, _QUARANTINED, _SURFACE = _COLOURS
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "embedmix",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "text.parse_math": False,
-}
+NATURAL, PROGRAMMING = 100, 10  # languages shown, as F2LLM-v2 (arXiv 2603.19223) shows its data
+MOST_SOURCES = 60  # in a heat map
+LABEL = 40  # characters of a name
+_BAR, _CELL, _EDGE = 22, 18, 110  # pixels
 
 
-def _styled(draw: Callable[..., Markup]) -> Callable[..., Markup]:
-    """Draw in the style of the page, whatever style the process has set."""
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """`figure` has Plotly's `data` and `layout`; `about` says what it shows; `width` in pixels is
+    what it needs at least (a wide plot scrolls inside its box)."""
 
-    @functools.wraps(draw)
-    def drawn(*arguments: Any) -> Markup:
-        import matplotlib
-
-        with matplotlib.rc_context(_STYLE):
-            return draw(*arguments)
-
-    return drawn
+    name: str
+    about: str
+    figure: Mapping[str, Any]
+    width: int = 300
 
 
-@_styled
-def funnel_plot(steps: Sequence[Mapping[str, Any]]) -> Markup:
-    """Bars of rows kept, dropped and quarantined for each step (`label`, and the three counts)."""
-    figure, axes = _figure(rows=1, columns=1, height=0.8 + 0.34 * len(steps))
-    left = np.zeros(len(steps))
-    places = np.arange(len(steps))[::-1]
-    for name, colour in (("kept", _KEPT), ("dropped", _DROPPED), ("quarantined", _QUARANTINED)):
-        values = np.array([step[name] for step in steps], dtype=float)
-        axes[0].barh(places, values, left=left, color=colour, label=name, height=0.66)
-        left += values
-    axes[0].set_yticks(places, [step["label"] for step in steps])
-    axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes[0].xaxis.set_major_locator(_few_ticks())
-    axes[0].legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    return _svg(
-        figure, "Rows kept, dropped and quarantined by each step; the same numbers are below"
+def named(text: str | None) -> str:
+    """A name of the data as a label: cut, and with nothing in it that Plotly would obey."""
+    text = visible(" ".join((text or "not stated").split()))
+    return html.escape(text if len(text) <= LABEL else text[: LABEL - 1] + "…")
+
+
+def _layout(height: int, **more: Any) -> dict[str, Any]:
+    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "automargin": True}
+    return {
+        "height": height,
+        "margin": {"l": 10, "r": 12, "t": 44, "b": 44},
+        "font": {"color": INK, "size": 12},
+        "paper_bgcolor": SURFACE,
+        "plot_bgcolor": SURFACE,
+        "hoverlabel": {"bgcolor": SURFACE, "font": {"color": INK}, "bordercolor": FAINT},
+        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        **more,
+        "xaxis": axis | more.get("xaxis", {}),
+        "yaxis": axis | more.get("yaxis", {}),
+    }
+
+
+def _menu(labels: Sequence[str], arguments: Callable[[int], list[Any]]) -> dict[str, Any]:
+    """Layout for a list of choices above the plot; the legend moves out of its way."""
+    buttons = [
+        {"label": label, "method": "update", "args": arguments(i)} for i, label in enumerate(labels)
+    ]
+    menu = {
+        "buttons": buttons,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1,
+        "yanchor": "bottom",
+        "pad": {"b": 8},
+        "showactive": True,
+        "bgcolor": SURFACE,
+        "bordercolor": FAINT,
+        "font": {"color": INK},
+    }
+    return {"updatemenus": [menu]} if len(labels) > 1 else {}
+
+
+def funnel_plot(steps: Sequence[Mapping[str, Any]]) -> Plot:
+    """Bars of rows kept, dropped and quarantined for each step, of all sources or of one.
+
+    A step has `label`, the three counts, and `sources`: ledger rows.
+    """
+    sources = sorted({row["source"] for step in steps for row in step["sources"]})
+    kinds = {"kept": KEPT, "dropped": DROPPED, "quarantined": QUARANTINED}
+    counts = [[[step[kind] for step in steps] for kind in kinds]]
+    for source in sources:
+        rows = [[row for row in step["sources"] if row["source"] == source] for step in steps]
+        counts.append([[sum(_count(row, kind) for row in own) for own in rows] for kind in kinds])
+    labels = [named(step["label"]) for step in steps]
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": kind,
+            "y": labels,
+            "x": counts[0][i],
+            "marker": {"color": colour},
+            "hovertemplate": "%{y}<br>%{x:,} " + kind + "<extra></extra>",
+        }
+        for i, (kind, colour) in enumerate(kinds.items())
+    ]
+    names = ["all sources", *map(named, sources)]
+    menu = _menu(names if len(sources) > 1 else names[:1], lambda i: [{"x": counts[i]}, {}])
+    layout = _layout(
+        150 + _BAR * len(steps),
+        barmode="stack",
+        xaxis={"tickformat": ",~s"},
+        yaxis={"autorange": "reversed"},
+        **menu,
+    )
+    layout["legend"] |= {"y": 0, "yref": "container", "yanchor": "bottom"}
+    return Plot(
+        name="funnel",
+        about="Rows kept, dropped and quarantined by each step; the same numbers are below",
+        figure={"data": data, "layout": layout},
     )
 
 
-@_styled
-def score_plot(histograms: Mapping[str, np.ndarray]) -> Markup:
-    """For each task, the shares of positives and of negatives at each score; [2, bins] a task."""
-    columns = min(3, len(histograms))
-    rows = -(-len(histograms) // columns)
-    figure, axes = _figure(rows=rows, columns=columns, height=0.5 + 2.1 * rows)
+def _count(row: Mapping[str, Any], kind: str) -> int:
+    value = row[kind]
+    return value if isinstance(value, int) else sum(value.values())
+
+
+def task_plot(stages: Sequence[Mapping[str, Any]]) -> Plot:
+    """Shares of tasks, and of sources in them, for each stage: `tasks` of `stage_table`."""
+    data: list[dict[str, Any]] = []
+    for stage in stages:
+        ids, labels, parents, values = [], [], [], []
+        for task in stage["tasks"]:
+            ids.append(task["task"])
+            labels.append(named(task["task"].replace("_", " ")))
+            parents.append("")
+            values.append(task["queries"])
+            for number, source in enumerate(task["sources"]):
+                ids.append(f"{task['task']}/{number}")
+                labels.append(named(source["source"]))
+                parents.append(task["task"])
+                values.append(source["rows"])
+        data.append(
+            {
+                "type": "treemap",
+                "ids": ids,
+                "labels": labels,
+                "parents": parents,
+                "values": values,
+                "branchvalues": "total",
+                "visible": not data,
+                "marker": {"line": {"color": SURFACE, "width": 1}, "pad": {"t": 22}},
+                "hovertemplate": "%{label}<br>%{value:,} queries, %{percentRoot} of the stage"
+                "<extra></extra>",
+                "textinfo": "label+percent root",
+            }
+        )
+    names = [named(stage["stage"]) for stage in stages]
+    menu = _menu(names, lambda i: [{"visible": [k == i for k in range(len(names))]}, {}])
+    return Plot(
+        name="tasks",
+        about="Shares of the tasks and of their sources in queries; a click opens a task",
+        figure={"data": data, "layout": _layout(420, treemapcolorway=list(ORDER[:3]), **menu)},
+    )
+
+
+def language_plot(tables: Sequence[Mapping[str, Any]], *, natural: bool) -> Plot:
+    """The largest languages: a dot for each table of `language_table`, on a logarithmic axis."""
+    limit = NATURAL if natural else PROGRAMMING
+    totals: dict[str, int] = {}
+    for table in tables:
+        for label, count, _ in table["lines"]:
+            totals[label] = totals.get(label, 0) + count
+    shown = sorted(totals, key=lambda label: (-totals[label], label))[:limit]
+    data = []
+    for number, table in enumerate(tables):
+        counts = {label: count for label, count, _ in table["lines"]}
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": named(table["name"]),
+                "y": [named(label) for label in shown],
+                "x": [counts.get(label) for label in shown],
+                "marker": {
+                    "color": ORDER[number % len(ORDER)],
+                    "symbol": SYMBOLS[number % len(SYMBOLS)],
+                    "size": 8,
+                },
+                "hovertemplate": "%{y}: %{x:,} %{fullData.name}<extra></extra>",
+            }
+        )
+    kind = "natural" if natural else "programming"
+    return Plot(
+        name=f"{kind}-languages",
+        about=f"The {len(shown)} largest {kind} languages of {len(totals)}; a click on a name of "
+        "the legend leaves it out",
+        figure={
+            "data": data,
+            "layout": _layout(
+                110 + 15 * max(3, len(shown)),
+                xaxis={"type": "log", "dtick": 1, "side": "top", "tickformat": ",~s"},
+                yaxis={"range": [len(shown) - 0.5, -0.5], "dtick": 1, "tickfont": {"size": 11}},
+                legend={"orientation": "h", "x": 0, "y": 1, "yref": "container", "yanchor": "top"},
+            ),
+        },
+    )
+
+
+def heat_plot(tables: Sequence[Mapping[str, Any]]) -> Plot:
+    """Sources by languages for each table of `language_table`, darker for more rows (logarithm)."""
+    data: list[dict[str, Any]] = []
+    heights, widths = [], []
+    for table in tables:
+        lines = table["lines"][:NATURAL]
+        columns = table["sources"][:MOST_SOURCES]
+        counts = [values[: len(columns)] for _, _, values in lines]
+        heights.append(_EDGE + 150 + _CELL * len(lines))
+        widths.append(_EDGE + _CELL * len(columns))
+        data.append(
+            {
+                "type": "heatmap",
+                "x": [named(name) for name in columns],
+                "y": [named(label) for label, _, _ in lines],
+                "z": [[round(math.log10(n), 3) if n else None for n in row] for row in counts],
+                "customdata": counts,
+                "xgap": 1,
+                "ygap": 1,
+                "zmin": 0,
+                "colorscale": [[0, "var(--cold)"], [1, KEPT]],
+                "showscale": False,
+                "visible": not data,
+                "hovertemplate": "%{y} in %{x}: %{customdata:,}<extra></extra>",
+            }
+        )
+    names = [named(table["name"]) for table in tables]
+
+    def arguments(chosen: int) -> list[Any]:
+        visible = [k == chosen for k in range(len(names))]
+        return [{"visible": visible}, {"height": heights[chosen]}]
+
+    layout = _layout(
+        heights[0],
+        xaxis={"tickangle": -60, "side": "bottom", "dtick": 1, "showgrid": False},
+        yaxis={"autorange": "reversed", "dtick": 1, "showgrid": False},
+        **_menu(names, arguments),
+    )
+    return Plot(
+        name="heat",
+        about="Languages by sources, darker for more rows; the same numbers are below",
+        figure={"data": data, "layout": layout},
+        width=max(300, *widths),
+    )
+
+
+def score_plot(histograms: Mapping[str, np.ndarray], *, of: str) -> Plot:
+    """The shares of positives and of negatives at each score; [2, bins] of each task or source."""
+    bins = next(iter(histograms.values())).shape[1] // MERGED_BINS
+    middles = ((np.arange(bins) + 0.5) * 2 / bins - 1).round(4).tolist()
+    shares = []
+    for pair in histograms.values():
+        coarse = pair.reshape(2, bins, MERGED_BINS).sum(axis=2)
+        shares.append((coarse / np.maximum(1, coarse.sum(axis=1, keepdims=True))).round(5).tolist())
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"shape": "hvh", "color": colour},
+            "fill": "tozeroy",
+            "name": name,
+            "x": middles,
+            "y": shares[0][side],
+            "hovertemplate": "%{x:.2f}: %{y:.1%} of the " + name + "<extra></extra>",
+        }
+        for side, (name, colour) in enumerate((("positives", KEPT), ("negatives", DROPPED)))
+    ]
+    names = [named(name.replace("_", " ") if of == "task" else name) for name in histograms]
     low, high = _range(histograms.values())
-    for axis, (task, pair) in zip(axes, histograms.items(), strict=False):
-        coarse = pair.reshape(2, -1, MERGED_BINS).sum(axis=2)
-        edges = np.linspace(-1, 1, coarse.shape[1] + 1)
-        sides = ((coarse[0], _KEPT, "positives"), (coarse[1], _DROPPED, "negatives"))
-        for counts, colour, name in sides:
-            shares = counts / max(1, counts.sum())
-            axis.stairs(shares, edges, color=colour, label=name, linewidth=1.4)
-            axis.stairs(shares, edges, color=colour, fill=True, alpha=0.25)
-        axis.set_title(task.replace("_", " "))
-        axis.set_xlim(low, high)
-        axis.set_yticks([])
-    for axis in axes[len(histograms) :]:
-        axis.set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
-    figure.supxlabel("score of the mining encoder (cosine)", fontsize=10)
-    return _svg(figure, "Scores of positives and negatives for each task; quantiles are below")
+    layout = _layout(
+        340,
+        xaxis={"title": {"text": "score of the mining encoder (cosine)"}, "range": [low, high]},
+        yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        **_menu(names, lambda i: [{"y": shares[i]}, {}]),
+    )
+    return Plot(
+        name=f"scores-{of}",
+        about=f"Scores of positives and negatives by {of}; quantiles are below",
+        figure={"data": data, "layout": layout},
+    )
 
 
-def _figure(*, rows: int, columns: int, height: float) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure
+def ratio_plot(histograms: Mapping[str, np.ndarray], *, width: float) -> Plot:
+    """How near negatives come to their query's lowest positive: shares of score ratios by source.
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
+    Each histogram [bins] starts at 0; a bin is `width` wide, the last holds all above.
+    """
+    names = list(histograms)
+    shares = [(h / max(1, h.sum())).round(5).tolist() for h in histograms.values()]
+    middles = ((np.arange(len(shares[0])) + 0.5) * width).round(4).tolist()
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"shape": "hvh", "color": DROPPED},
+            "fill": "tozeroy",
+            "x": middles,
+            "y": shares[0],
+            "hovertemplate": "%{x:.2f} of the positive: %{y:.1%}<extra></extra>",
+        }
+    ]
+    layout = _layout(
+        320,
+        xaxis={
+            "title": {"text": "score of the negative / lowest score of a positive"},
+            "range": [0, round(len(shares[0]) * width, 4)],
+        },
+        yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        **_menu([named(name) for name in names], lambda i: [{"y": [shares[i]]}, {}]),
+    )
+    return Plot(
+        name="ratios",
+        about="How near negatives come to the lowest positive of their query, by source",
+        figure={"data": data, "layout": layout},
+    )
 
 
-def _few_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
+def length_plot(histograms: Mapping[str, np.ndarray], *, edges: np.ndarray, unit: str) -> Plot:
+    """Shares of texts by length; [bins] each, between `edges`."""
+    middles = np.sqrt(edges[:-1] * edges[1:]).round(2).tolist()
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"shape": "spline", "color": ORDER[number % len(ORDER)]},
+            "name": named(name),
+            "x": middles,
+            "y": (counts / max(1, counts.sum())).round(5).tolist(),
+            "hovertemplate": "about %{x:,.0f} " + unit + ": %{y:.1%} of the %{fullData.name}"
+            "<extra></extra>",
+        }
+        for number, (name, counts) in enumerate(histograms.items())
+    ]
+    layout = _layout(
+        320,
+        xaxis={"type": "log", "title": {"text": unit}, "dtick": 1},
+        yaxis={"tickformat": ".0%", "rangemode": "tozero"},
+    )
+    return Plot(
+        name="lengths",
+        about=f"Lengths of queries and documents in {unit}",
+        figure={"data": data, "layout": layout},
+    )
 
-    return MaxNLocator(nbins=5, integer=True)
+
+def overlap_plot(title: str, sources: Sequence[str], shares: Sequence[Sequence[float]]) -> Plot:
+    """How much of each source (row) other sources (columns) have, too."""
+    z = [[None if i == k else v for k, v in enumerate(row)] for i, row in enumerate(shares)]
+    data = [
+        {
+            "type": "heatmap",
+            "x": [named(name) for name in sources],
+            "y": [named(name) for name in sources],
+            "z": z,
+            "xgap": 1,
+            "ygap": 1,
+            "zmin": 0,
+            "colorscale": [[0, "var(--cold)"], [1, DROPPED]],
+            "showscale": False,
+            "hovertemplate": "%{z:.1%} of %{y} are in %{x}, too<extra></extra>",
+        }
+    ]
+    size = _EDGE + 2 * _CELL * len(sources)
+    layout = _layout(
+        100 + size,
+        xaxis={"tickangle": -60, "dtick": 1, "showgrid": False},
+        yaxis={"autorange": "reversed", "dtick": 1, "showgrid": False},
+    )
+    return Plot(
+        name=f"overlap-{title}", about="", figure={"data": data, "layout": layout}, width=size
+    )
 
 
 def _range(histograms: Any) -> tuple[float, float]:
@@ -126,18 +389,3 @@ def _range(histograms: Any) -> tuple[float, float]:
         return -1.0, 1.0
     width = 2 / len(total)
     return max(-1.0, used[0] * width - 1.05), min(1.0, (used[-1] + 1) * width - 0.95)
-
-
-def _svg(figure: Any, description: str) -> Markup:
-    sink = io.StringIO()
-    figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-    text = sink.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r' width="[\d.]+pt"', "", re.sub(r' height="[\d.]+pt"', "", text, count=1), count=1
-    )
-    for placeholder, variable in _COLOURS.items():
-        text = text.replace(placeholder, variable)
-    label = Markup('<svg role="img" aria-label="{}" ').format(description)
-    return Markup(text.replace("<svg ", label, 1))

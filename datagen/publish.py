@@ -14,8 +14,9 @@ import yaml
 from markupsafe import Markup
 
 from datagen.codes import ISO_639_3
+from datagen.escape import visible
 from datagen.overview import Overview, count_mix
-from datagen.report import environment, visible
+from datagen.report import environment
 from datagen.report_tables import totals, written_by
 from datagen.steps import Context, Step
 from datagen.store import read_manifest

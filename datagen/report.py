@@ -3,22 +3,47 @@
 The page answers what a reader asks of a training mix: how many rows of what, what became of every
 source's rows in every step, which languages, which LLMs wrote what under which licence, what was
 removed for which benchmark, how hard the negatives are, and what ten rows of each task look like.
-It loads nothing and runs nothing: no script, no network, and a content policy that forbids both, so
-a text of the data cannot do either. Everything it shows is read from manifests and counted from
-shards, so it can be rendered again at any time.
+It loads nothing, and runs nothing but its own two scripts (plotly.js, and the one that draws with
+it): a content policy names them by their digests and forbids everything else, so a text of the data
+can do neither. Everything it shows is read from manifests and counted from shards, so it can be
+rendered again at any time.
 """
 
+import base64
+import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from datagen.overview import LEDGER, Overview, count_mix, ledger_of, steps_beside, unbalanced
-from datagen.plots import funnel_plot, score_plot
+from datagen.escape import visible
+from datagen.lengths import EDGES, text_lengths
+from datagen.overview import (
+    LEDGER,
+    RATIO_WIDTH,
+    Overview,
+    count_mix,
+    ledger_of,
+    steps_beside,
+    unbalanced,
+)
+from datagen.plots import (
+    MOST_SOURCES,
+    Plot,
+    funnel_plot,
+    heat_plot,
+    language_plot,
+    length_plot,
+    overlap_plot,
+    ratio_plot,
+    score_plot,
+    task_plot,
+)
 from datagen.report_tables import (
     agreement_tables,
     dropped_tables,
@@ -30,6 +55,8 @@ from datagen.report_tables import (
     llm_tables,
     match_tables,
     mining_tables,
+    overlap_tables,
+    ratios_by_source,
     score_line,
     scores_by,
     stage_table,
@@ -44,27 +71,38 @@ from datagen.store import Folder, Manifest, read_manifest
 PAGE = "report.html"
 SHOWN_CHARACTERS = 320
 
-# Control characters and those that turn the direction of the text around them: shown, not obeyed.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
-)
-
 
 def write_report(
-    mix: Step, *, steps: Sequence[Step], samples_per_task: int = 10, name: str = "report"
+    mix: Step,
+    *,
+    steps: Sequence[Step],
+    samples_per_task: int = 10,
+    tokenizer: str | None = None,
+    name: str = "report",
 ) -> Step:
-    """Write `report.html` and `ledger.json` into the mix, from the mix and the steps before it."""
+    """Write `report.html` and `ledger.json` into the mix, from the mix and the steps before it.
+
+    `tokenizer` is a model folder whose tokens the lengths of texts are counted in; without it they
+    are counted in characters.
+    """
+    config: dict[str, Any] = {
+        "samples_per_task": samples_per_task,
+        "steps": [step.name for step in steps],
+    }
+    if tokenizer:
+        content = (Path(tokenizer) / "tokenizer.json").read_bytes()
+        config["tokenizer"] = hashlib.sha256(content).hexdigest()
     return Step(
         name=name,
-        version=1,
-        config={"samples_per_task": samples_per_task, "steps": [step.name for step in steps]},
+        version=2,
+        config=config,
         inputs={"mix": mix, **{step.name: step for step in steps}},
-        work=_work,
+        work=partial(_work, tokenizer=tokenizer),
         summary="write the report and the ledger of the whole build",
     )
 
 
-def _work(context: Context) -> None:
+def _work(context: Context, *, tokenizer: str | None) -> None:
     folder = context.inputs["mix"]
     steps = [read_manifest(context.inputs[name]) for name in context.config["steps"]]
     overview = count_mix(folder)
@@ -74,13 +112,14 @@ def _work(context: Context) -> None:
         raise RuntimeError("; ".join(problems))
     folder.write_json(LEDGER, ledger)
     samples = sample_rows(folder, overview.manifest, per_task=context.config["samples_per_task"])
-    page = render_page(overview, ledger=ledger, steps=steps, samples=samples)
+    lengths = length_plot_of(folder, overview, tokenizer=tokenizer)
+    page = render_page(overview, ledger=ledger, steps=steps, samples=samples, lengths=lengths)
     folder.write_bytes(PAGE, page.encode())
     tasks = evaluation_tasks(gather_facts(steps))
     context.facts["report"] = {"totals": totals(overview), "evaluation_tasks": tasks}
 
 
-def render_mix(mix: str, *, samples_per_task: int = 10) -> str:
+def render_mix(mix: str, *, samples_per_task: int = 10, tokenizer: str | None = None) -> str:
     """Write the page of a finished mix again, from its folder and the steps beside it; its path."""
     folder = Folder(mix)
     overview = count_mix(folder)
@@ -90,7 +129,8 @@ def render_mix(mix: str, *, samples_per_task: int = 10) -> str:
     else:
         ledger = folder.read_json(LEDGER)
     samples = sample_rows(folder, overview.manifest, per_task=samples_per_task)
-    page = render_page(overview, ledger=ledger, steps=steps, samples=samples)
+    lengths = length_plot_of(folder, overview, tokenizer=tokenizer)
+    page = render_page(overview, ledger=ledger, steps=steps, samples=samples, lengths=lengths)
     folder.write_bytes(PAGE, page.encode())
     return f"{mix.rstrip('/')}/{PAGE}"
 
@@ -101,11 +141,15 @@ def render_page(
     ledger: Sequence[Mapping[str, Any]],
     steps: Sequence[Manifest],
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    lengths: Plot,
 ) -> str:
     """The HTML of the report."""
     funnel = funnel_table(ledger, {step.name: step.run for step in [*steps, overview.manifest]})
     facts = gather_facts(steps)
-    per_task = scores_by(overview, 0)
+    stages = [stage_table(overview, stage) for stage in overview.stages]
+    languages = language_tables(overview)
+    plots = {"tasks": task_plot(stages), "funnel": funnel_plot(funnel), "lengths": lengths}
+    plots |= _language_plots(languages) | _score_plots(overview)
     return (
         environment(_show)
         .get_template("report.html.jinja")
@@ -113,22 +157,63 @@ def render_page(
             manifest=overview.manifest,
             config=json.dumps(overview.manifest.config, indent=1, ensure_ascii=False),
             totals=totals(overview),
-            stages=[stage_table(overview, stage) for stage in overview.stages],
+            stages=stages,
             funnel=funnel,
-            funnel_plot=funnel_plot(funnel),
-            languages=language_tables(overview),
+            plots=plots,
+            scripts=_scripts(),
+            languages=languages,
+            overlaps=[
+                {"side": t["side"], **vars(overlap_plot(t["side"], t["sources"], t["shares"]))}
+                for t in overlap_tables(facts, most=MOST_SOURCES // 2)
+            ],
             agreement=agreement_tables(facts),
             dropped=dropped_tables(facts),
             llms=llm_tables(facts),
             written=written_by(overview),
             matches=match_tables(facts),
             mining=mining_tables(facts),
-            score_plot=score_plot(per_task) if per_task else Markup(""),
             scores=[score_line(name, pair) for name, pair in scores_by(overview, 1).items()],
             licences=licence_table(overview),
             samples=samples,
         )
     )
+
+
+def length_plot_of(folder: Folder, overview: Overview, *, tokenizer: str | None) -> Plot:
+    """Lengths of a sample of the texts."""
+    found = text_lengths(folder, overview.manifest, overview.stages, tokenizer=tokenizer)
+    return length_plot(found, edges=EDGES, unit="tokens" if tokenizer else "characters")
+
+
+def _language_plots(tables: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
+    natural = [table for table in tables if table["kind"] == "Languages"]
+    programming = [table for table in tables if table["kind"] != "Languages"]
+    plots = {}
+    if natural:
+        plots["natural"] = language_plot(natural, natural=True)
+        plots["heat"] = heat_plot(natural)
+    if programming:
+        plots["programming"] = language_plot(programming, natural=False)
+    return plots
+
+
+def _score_plots(overview: Overview) -> dict[str, Plot]:
+    per_task, ratios = scores_by(overview, 0), ratios_by_source(overview)
+    plots = {"scores": score_plot(per_task, of="task")} if per_task else {}
+    return plots | ({"ratios": ratio_plot(ratios, width=RATIO_WIDTH)} if ratios else {})
+
+
+@cache
+def _scripts() -> list[dict[str, Any]]:
+    """plotly.js and the page's own script, each with the digest by which the policy allows it."""
+    from plotly.offline import get_plotlyjs
+
+    own = files("datagen").joinpath("templates/report.js").read_text(encoding="utf-8")
+    return [{"text": Markup(text), "digest": _digest(text)} for text in (get_plotlyjs(), own)]
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @cache
@@ -149,11 +234,6 @@ def environment(show: Callable[[Any], Any]) -> jinja2.Environment:
 
 def _show(value: Any) -> Any:
     return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
-
-
-def visible(text: str) -> str:
-    """The text with control and direction characters spelled out as <U+202E>."""
-    return _UNSEEN.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
 
 
 def number(value: float | None) -> str:

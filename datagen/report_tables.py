@@ -9,6 +9,7 @@ same mix gives the same page. A step leaves what only it knows in its manifest a
     agreement        {source: {side: {declared: n, checked: n, language_agrees: share, ...}}}
     confusions       {source: [{side, declared, detected, texts}]}
     samples          {source: {rule: [{row, query, text}]}}, of what cleaning dropped
+    overlap          {side: {clusters: {source: n}, shared: [[source, source, n]]}}
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ import polars as pl
 from datagen.overview import Overview, language_table, quantile
 from datagen.store import Manifest
 
-FACTS = ("llms", "decontamination", "mining", "agreement", "confusions", "samples")
+FACTS = ("llms", "decontamination", "mining", "agreement", "confusions", "samples", "overlap")
 
 # Manifests sort their keys; a table reads better in the order in which things happened.
 _ORDER = ("llm", "source", "kind", "queries", "requested", "valid", "kept", "reasons")
@@ -107,16 +108,35 @@ def language_tables(overview: Overview) -> list[dict[str, Any]]:
     counts["documents"] = overview.documents
     code = pl.col("language").is_in(list(overview.programming_languages))
     tables = []
-    for name, frame in counts.items():
-        natural = language_table(frame.filter(~code.fill_null(False)))
-        tables += [{"title": f"Languages of the {name}", **natural}] if natural else []
-    for name, frame in counts.items():
-        programming = language_table(frame.filter(code))
-        tables += (
-            [{"title": f"Programming languages of the {name}", **programming}]
-            if programming
-            else []
-        )
+    kinds = (("Languages", ~code.fill_null(False)), ("Programming languages", code))
+    for kind, condition in kinds:
+        for name, frame in counts.items():
+            table = language_table(frame.filter(condition))
+            entry = {"title": f"{kind} of the {name}", "name": name, "kind": kind}
+            tables += [entry | table] if table else []
+    return tables
+
+
+def overlap_tables(facts: Mapping[str, Any], *, most: int) -> list[dict[str, Any]]:
+    """What share of a source's texts another source has, too: `most` sources that share most."""
+    tables = []
+    for sides in facts["overlap"].values():
+        for side, value in sorted(sides.items()):
+            shared = {(one, other): n for one, other, n in value["shared"]}
+            weight: dict[str, int] = {}
+            for (one, other), n in shared.items():
+                weight[one] = weight.get(one, 0) + n
+                weight[other] = weight.get(other, 0) + n
+            names = sorted(weight, key=lambda name: (-weight[name], name))[:most]
+            shares = [
+                [
+                    round((shared.get((a, b), 0) + shared.get((b, a), 0)) / value["clusters"][a], 4)
+                    for b in names
+                ]
+                for a in names
+            ]
+            if names:
+                tables.append({"side": side, "sources": names, "shares": shares})
     return tables
 
 
@@ -244,6 +264,16 @@ def scores_by(overview: Overview, part: int) -> dict[str, np.ndarray]:
     for key, pair in overview.scores.items():
         found[key[part]] = found.get(key[part], 0) + pair
     return {name: pair for name, pair in sorted(found.items()) if pair.any()}
+
+
+def ratios_by_source(overview: Overview) -> dict[str, np.ndarray]:
+    """Histograms of score ratios: of all sources, then of each that has any."""
+    found: dict[str, np.ndarray] = {}
+    for (_, source), counts in overview.ratios.items():
+        found[source] = found.get(source, 0) + counts
+    some = {name: counts for name, counts in sorted(found.items()) if counts.any()}
+    total = sum(some.values())
+    return {"all sources": np.asarray(total), **some} if some else {}
 
 
 def score_line(name: str, pair: np.ndarray) -> dict[str, Any]:

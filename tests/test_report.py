@@ -1,5 +1,7 @@
 """Report: numbers that agree with the rows, and a page that no text of the data can take over."""
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -9,14 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
+from plotly.offline import get_plotlyjs
 from small_mix import HOSTILE, build, rows_of
 
 from datagen.cli import main
-from datagen.overview import BINS, count_mix, language_table, quantile
+from datagen.escape import visible
+from datagen.lengths import EDGES, text_lengths
+from datagen.overview import BINS, add_scores, count_mix, language_table, quantile
+from datagen.packaged import unpack
 from datagen.plots import score_plot
-from datagen.report import cut, render_mix, visible, write_report
-from datagen.report_tables import agreement_tables, dropped_tables
+from datagen.report import cut, render_mix, write_report
+from datagen.report_tables import agreement_tables, dropped_tables, overlap_tables
 from datagen.samples import sample_rows
 from datagen.schema import UserError
 from datagen.steps import run_steps
@@ -94,19 +101,21 @@ def test_the_ledger_lists_every_step_in_order_and_reconciles(output: Path) -> No
     assert sum(row["rows_in"] for row in mixed) == 85
 
 
-def test_the_page_loads_and_runs_nothing(page: str) -> None:
+def test_the_page_loads_nothing_and_runs_only_the_scripts_that_its_policy_names(page: str) -> None:
     parsed = Page(page)
-    assert not {"script", "img", "iframe", "link", "object", "embed", "form", "i"} & set(
-        parsed.tags
-    )
-    assert not [a for a in parsed.attributes if a[1].startswith("on")]
-    targets = [
-        value for _, name, value in parsed.attributes if name in ("href", "src", "xlink:href")
-    ]
+    assert not {"img", "iframe", "link", "object", "embed", "form", "i"} & set(parsed.tags)
+    assert not [a for a in parsed.attributes if a[1].startswith("on") or a[1] == "src"]
+    targets = [value for _, name, value in parsed.attributes if name in ("href", "xlink:href")]
     assert targets and all(target.startswith("#") for target in targets)
-    policy = [value for _, name, value in parsed.attributes if "default-src" in value]
-    assert policy and "default-src 'none'" in policy[0] and "script" not in policy[0]
-    assert not re.search(r"url\((?!#)|@import", page)
+    (policy,) = [value for _, name, value in parsed.attributes if "default-src" in value]
+    directives = dict(part.split(maxsplit=1) for part in policy.split("; "))
+    assert directives["default-src"] == directives["base-uri"] == "'none'"
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert directives["script-src"].split() == [f"'sha256-{digest}'" for digest in digests]
+    assert len(scripts) == 2 and scripts[0].startswith("/**\n* plotly.js")
+    data = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert len(data) == page.count('<figure class="plot"') == len([json.loads(d) for d in data])
 
 
 def test_hostile_text_is_shown_and_not_obeyed(page: str) -> None:
@@ -116,7 +125,8 @@ def test_hostile_text_is_shown_and_not_obeyed(page: str) -> None:
     assert "</title><img src=x onerror=alert(1)>" in parsed.text
     assert "{{ 7 * 7 }}" in parsed.text
     assert "<U+202E>gnorw<U+202C> <U+0000><U+0007>" in parsed.text
-    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", page)
+    written = page.replace(get_plotlyjs(), "")
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", written)
     assert "evil|source`<b>" in parsed.text
     assert html.escape(HOSTILE["licence"]) in page
 
@@ -188,14 +198,56 @@ def test_quantiles_come_from_the_histogram_to_the_width_of_a_bin() -> None:
     assert quantile(np.zeros(BINS), 0.5) is None
 
 
-def test_plots_take_their_colours_from_the_page_and_are_the_same_each_time() -> None:
+def test_plots_are_data_with_the_page_s_colours_and_escaped_names() -> None:
     pair = np.zeros((2, BINS), dtype=np.int64)
-    pair[0, 190], pair[1, 120] = 5, 9
-    drawn = score_plot({"retrieval": pair})
-    assert drawn == score_plot({"retrieval": pair})
-    assert "var(--kept)" in drawn and "var(--dropped)" in drawn
-    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) == set()
-    assert "<metadata" not in drawn and 'role="img"' in drawn
+    pair[0, 190], pair[1, 120] = 5, 15
+    plot = score_plot({"retrieval": pair, "<b>\u202ests": pair[::-1]}, of="task")
+    positives, negatives = plot.figure["data"]
+    assert positives["line"]["color"] == "var(--kept)"
+    assert positives["x"][95] == 0.91 and positives["y"][95] == 1.0 and sum(positives["y"]) == 1
+    assert negatives["x"][60] == 0.21 and negatives["y"][60] == 1.0
+    (menu,) = plot.figure["layout"]["updatemenus"]
+    assert [b["label"] for b in menu["buttons"]] == ["retrieval", "&lt;b&gt;&lt;U+202E&gt;sts"]
+    assert menu["buttons"][1]["args"][0]["y"][0] == negatives["y"]
+
+
+def test_ratios_are_of_the_lowest_positive_of_a_query() -> None:
+    table = pa.table(
+        {
+            "task": ["retrieval", "retrieval"],
+            "source": ["faq", "faq"],
+            "positive_scores": [[0.8, 0.5], [-0.1]],
+            "negative_scores": [[0.25, 0.495], [0.3]],
+        }
+    )
+    scores: dict = {}
+    ratios: dict = {}
+    add_scores(scores, ratios, table)
+    (counts,) = ratios.values()
+    assert np.flatnonzero(counts).tolist() == [25, 49]  # 0.5 and 0.99; none of a negative positive
+    assert scores["retrieval", "faq"].sum(axis=1).tolist() == [3, 3]
+
+
+def test_lengths_are_counted_in_characters_or_in_tokens(output: Path, model_cache: str) -> None:
+    folder = Folder(f"{output}/mix")
+    manifest = read_manifest(folder)
+    stages = ["pretrain", "finetune"]
+    characters = text_lengths(folder, manifest, stages, tokenizer=None)
+    tokens = text_lengths(
+        folder, manifest, stages, tokenizer=unpack("all-minilm-l6-v2", model_cache)
+    )
+    assert list(tokens) == ["pretrain queries", "finetune queries", "documents"]
+    assert [c.sum() for c in tokens.values()] == [43, 79, 118]
+    middle = {name: np.average(EDGES[1:], weights=c) for name, c in characters.items()}
+    assert all(np.average(EDGES[1:], weights=c) < middle[name] for name, c in tokens.items())
+    with pytest.raises(UserError, match="no tokenizer"):
+        text_lengths(folder, manifest, stages, tokenizer=f"{output}/mix")
+
+
+def test_overlap_is_a_share_of_each_source() -> None:
+    shared = {"clusters": {"a": 10, "b": 100, "c": 5}, "shared": [["a", "b", 5]]}
+    (table,) = overlap_tables({"overlap": {"dedup": {"query": shared}}}, most=10)
+    assert table == {"side": "query", "sources": ["a", "b"], "shares": [[0.0, 0.5], [0.05, 0.0]]}
 
 
 def test_the_command_renders_the_same_page_again(
