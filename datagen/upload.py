@@ -1,0 +1,131 @@
+"""Put a folder into a dataset repository of the Hub, and prove that it is there.
+
+Data files first, README.md last: a repository whose upload was cut off has no card that speaks of
+it as complete. The same call goes on where it was cut off: what the Hub has by digest is not sent
+again. In the end every file of the folder is compared with the Hub's own digest of it (sha256 of a
+large file, git's of a small one).
+
+The endpoint comes from HF_ENDPOINT, the token from HF_TOKEN alone; it is written nowhere.
+"""
+
+import contextlib
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datagen.schema import UserError
+from datagen.sources.hub import api
+
+log = logging.getLogger("embedmix")
+
+CARD = "README.md"
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_CHUNK = 1 << 22  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uploaded:
+    """Where the folder is now: `commit` has all of its `files`, together `size` bytes."""
+
+    url: str
+    commit: str
+    files: int
+    size: int
+
+
+def check_repo(repo: str) -> None:
+    """Raise UserError for a name that is not org/name."""
+    if not _REPO.fullmatch(repo):
+        raise UserError(
+            found=f"repository {repo!r}",
+            expected="a name such as org/name",
+            do="mend --repo",
+            exit_status=2,
+        )
+
+
+def upload_folder(folder: str, repo: str, *, private: bool = True, message: str) -> Uploaded:
+    """Upload all files of a local folder, README.md last, and verify them.
+
+    The repository is made (private unless told) where there is none; one that is there keeps its
+    visibility. Files of the repository that the folder lacks stay. UserError when the Hub refuses,
+    and when it holds other bytes in the end.
+    """
+    check_repo(repo)
+    hub, files = api(), _files(folder)
+    with _said_by_the_hub(repo):
+        place = hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        everything = {"repo_id": repo, "repo_type": "dataset", "folder_path": folder}
+        done = hub.upload_folder(**everything, ignore_patterns=[CARD], commit_message=message)
+        if CARD in files:
+            card = {"allow_patterns": [CARD], "commit_message": f"{message}: card"}
+            done = hub.upload_folder(**everything, **card)
+        commit = getattr(done, "oid", None) or hub.dataset_info(repo).sha
+        tree = hub.list_repo_tree(repo, repo_type="dataset", revision=commit, recursive=True)
+        there = {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
+    wrong = [name for name, path in files.items() if not _same(path, there.get(name))]
+    if wrong:
+        raise UserError(
+            found=f"{len(wrong)} files of {repo} are not those of {folder}: {', '.join(wrong[:5])}",
+            expected="the bytes that were sent",
+            do="run the same command again: it sends what differs",
+        )
+    log.info("%s: %d files at commit %s, all verified", repo, len(files), commit)
+    size = sum(path.stat().st_size for path in files.values())
+    return Uploaded(url=str(place), commit=commit, files=len(files), size=size)
+
+
+def _files(folder: str) -> dict[str, Path]:
+    """Path in the repository -> file, hidden ones left out."""
+    root = Path(folder)
+    found = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
+    return {name: path for name, path in found.items() if not name.startswith(".")}
+
+
+def _same(path: Path, entry: Any) -> bool:
+    """Whether the Hub's digest of a file is that of the local one."""
+    if entry is None or entry.size != path.stat().st_size:
+        return False
+    if entry.lfs:
+        return bool(_digest(path, hashlib.sha256()) == entry.lfs.sha256)
+    start = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    return bool(_digest(path, start) == entry.blob_id)
+
+
+def _digest(path: Path, digest: Any) -> str:
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return str(digest.hexdigest())
+
+
+@contextlib.contextmanager
+def _said_by_the_hub(repo: str) -> Iterator[None]:
+    """Turn what the Hub's client says into what the user can do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        refused = status in (401, 403)
+        said = error.server_message or "no reason given"
+        raise UserError(
+            found=f"the Hub answered {status} for {repo}: {said}",
+            expected="a repository that HF_TOKEN may write to"
+            if refused
+            else "an answer without an error",
+            do="set HF_TOKEN to a token with write access to it"
+            if refused
+            else "run the same command again: it goes on where it was cut off",
+        ) from error
+    except (errors.HTTPError, OSError) as error:
+        raise UserError(
+            found=f"no connection to the Hub for {repo}: {error}",
+            expected="the Hub, or the one that HF_ENDPOINT names",
+            do="run the same command again: it goes on where it was cut off",
+        ) from error
