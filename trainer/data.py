@@ -98,32 +98,23 @@ class StageData:
     def examples(self, rows: Sequence[int] | np.ndarray, *, seed: int, epoch: int) -> list[Example]:
         """Texts of the given rows; with several positives, one is drawn by (seed, epoch, query)."""
         numbers = np.asarray(rows, dtype=np.int64)
-        ids, instructions, queries = self.rows.strings(
-            numbers, ("query_id", "instruction", "query")
+        ids, instructions, queries = (
+            self.rows.strings(numbers, name) for name in ("query_id", "instruction", "query")
         )
         symmetric = self.rows.flags(numbers, "symmetric").tolist()
         draws = np.array([_draw(f"{seed}/{epoch}/{i}") for i in ids], dtype=np.uint64)
-        positives, _ = self.rows.lists(
-            numbers,
-            "positives",
-            pick=lambda at, n: (
-                (draws[at] % n.astype(np.uint64)).astype(np.int64),
-                np.ones_like(n),
-            ),
-        )
-        negatives, counts = self.rows.lists(
-            numbers,
-            "negatives",
-            pick=lambda at, n: (np.zeros_like(n), np.minimum(n, self.negatives)),
-        )
-        titles, texts = self.documents.strings(np.append(positives, negatives), ("title", "text"))
+        positives, _ = self.rows.lists(numbers, "positives", first=draws, most=1)
+        start = np.zeros_like(draws)
+        negatives, counts = self.rows.lists(numbers, "negatives", first=start, most=self.negatives)
+        wanted = np.append(positives, negatives)
+        titles, texts = (self.documents.strings(wanted, name) for name in ("title", "text"))
         documents = [format_document(t, text or "") for t, text in zip(titles, texts, strict=True)]
-        examples, start = [], len(numbers)
+        examples, at = [], len(numbers)
         for i, (key, instruction, query, both, count) in enumerate(
             zip(ids, instructions, queries, symmetric, counts.tolist(), strict=True)
         ):
-            own = [documents[i], *documents[start : start + count]]
-            start += count
+            own = [documents[i], *documents[at : at + count]]
+            at += count
             if both:
                 own = [format_query(instruction, text) for text in own]
             examples.append(

@@ -2,14 +2,15 @@
 
 A random batch of a large mix has hardly two rows in one record batch, so asking Arrow for each
 would cost ten calls a row. Instead the place of every buffer in its file is noted when the table
-is opened (some numbers for each 4,096 rows); a batch then reads offsets and values of all its rows
-of a shard at once, and makes Python strings of nothing but them. Cost: a microsecond a value;
+is opened (some numbers for each 4,096 rows); compiled loops then read offsets, numbers and flags of
+a whole batch, and Python makes strings of nothing but its texts. Cost: half a microsecond a text;
 memory does not grow with the rows of the table.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import pyarrow as pa
 
@@ -17,42 +18,16 @@ from datagen.schema import UserError, check_schema
 from datagen.store import Folder, map_shard, read_manifest
 
 
+def _compiled(function: Any) -> Any:
+    return numba.njit(cache=True, nogil=True)(function)
+
+
 class _Column(NamedTuple):
-    """Where a column's buffers begin in the file, in bytes, one number for each record batch."""
+    """Where a column's buffers begin in their file, in bytes, one number for each record batch."""
 
     validity: np.ndarray  # bits; -1 where no value is null
-    offsets: np.ndarray  # int32 of strings and lists, else -1
+    offsets: np.ndarray  # int32, of strings and lists
     values: np.ndarray
-
-
-class _Shard:
-    """The bytes of one file, and where the columns lie."""
-
-    def __init__(self, data: pa.Buffer, columns: Sequence[str], *, schema: pa.Schema, where: str):
-        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-        check_schema(table, schema, where=where)
-        self.bytes = np.frombuffer(data, dtype=np.uint8)
-        self.view = memoryview(data)
-        self.int32 = np.frombuffer(data, dtype=np.int32, count=data.size // 4)
-        self.int64 = np.frombuffer(data, dtype=np.int64, count=data.size // 8)
-        self.starts = np.cumsum([0, *(len(chunk) for chunk in table.column(0).chunks)])
-        self.columns = {name: _column(table[name], base=data.address) for name in columns}
-
-    def batches(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(record batch, row in it) of each row."""
-        batch = np.searchsorted(self.starts, rows, side="right") - 1
-        return batch, rows - self.starts[batch]
-
-
-def _column(column: pa.ChunkedArray, *, base: int) -> _Column:
-    places = []
-    for chunk in column.chunks:
-        at = [-1 if buffer is None else buffer.address - base for buffer in chunk.buffers()]
-        # validity, [offsets,] values; a list's child has a validity of its own before its values.
-        nested = pa.types.is_list(chunk.type)
-        flat = pa.types.is_boolean(chunk.type)
-        places.append([at[0], -1 if flat else at[1], at[3] if nested else at[-1]])
-    return _Column(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
 
 
 class Rows:
@@ -70,103 +45,118 @@ class Rows:
                 do="build the mix with this stage, or leave the stage out of the training recipe",
             )
         self.table = f"{folder.uri}/{table}"
-        self.parts = [
-            _Shard(map_shard(folder, s.name), columns, schema=schema, where=self.table)
-            for s in shards
-        ]
-        self.starts = np.cumsum([0, *(int(part.starts[-1]) for part in self.parts)])
+        lengths: list[int] = []
+        files: list[int] = []
+        places: dict[str, list[list[int]]] = {name: [] for name in columns}
+        buffers = [map_shard(folder, shard.name) for shard in shards]
+        for number, buffer in enumerate(buffers):
+            part = pa.ipc.open_file(pa.BufferReader(buffer)).read_all()
+            check_schema(part, schema, where=self.table)
+            lengths += [len(chunk) for chunk in part.column(0).chunks]
+            files += [number] * part.column(0).num_chunks
+            for name, found in places.items():
+                found += [_places(chunk, buffer.address) for chunk in part[name].chunks]
+        self._starts = np.cumsum([0, *lengths])  # of the record batches
+        self._files = np.array(files)
+        self._columns = {
+            name: _Column(*np.array(found, dtype=np.int64).T) for name, found in places.items()
+        }
+        self._views = [memoryview(buffer) for buffer in buffers]
+        self._bytes, self._int32, self._int64 = (
+            numba.typed.List([np.frombuffer(b, kind, b.size // size) for b in buffers])
+            for kind, size in ((np.uint8, 1), (np.int32, 4), (np.int64, 8))
+        )
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return int(self._starts[-1])
 
-    def _places(self, rows: np.ndarray) -> Iterator[tuple[_Shard, np.ndarray, np.ndarray]]:
-        """(shard, positions in `rows`, rows of the shard) for the shards that have any."""
+    def _batches(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(record batch, row in it) of each row."""
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise UserError(
                 found=f"rows {rows.min()} to {rows.max()} of {self.table} referred to",
                 expected=f"row numbers from 0 to {len(self) - 1}",
                 do="check the mix with `datagen verify`, and build it again",
             )
-        order = np.argsort(rows, kind="stable")
-        bounds = np.searchsorted(rows[order], self.starts)
-        for number in np.flatnonzero(np.diff(bounds)).tolist():
-            at = order[bounds[number] : bounds[number + 1]]
-            yield self.parts[number], at, rows[at] - self.starts[number]
+        batch = np.searchsorted(self._starts, rows, side="right") - 1
+        return batch, rows - self._starts[batch]
 
-    def strings(self, rows: np.ndarray, names: Sequence[str]) -> list[list[str | None]]:
-        """The texts of the given rows, in their order, one list for each column."""
-        found: list[list[str | None]] = [[None] * len(rows) for _ in names]
-        for shard, at, local in self._places(rows):
-            batch, row = shard.batches(local)
-            positions = at.tolist()
-            for texts, name in zip(found, names, strict=True):
-                column = shard.columns[name]
-                begin, end = _ends(shard, column, batch, row)
-                valid = _valid(shard, column, batch, row)
-                for i, a, b, is_text in zip(
-                    positions, begin.tolist(), end.tolist(), valid.tolist(), strict=True
-                ):
-                    if is_text:
-                        texts[i] = str(shard.view[a:b], "utf-8")
-        return found
+    def strings(self, rows: np.ndarray, name: str) -> list[str | None]:
+        """The texts of the given rows, in their order."""
+        batch, row = self._batches(rows)
+        column, files = self._columns[name], self._files[batch]
+        begin, end = self._ends(column, batch, row, width=1)
+        places = zip(files.tolist(), begin.tolist(), end.tolist(), strict=True)
+        if (column.validity[batch] < 0).all():
+            views = self._views
+            return [str(views[file][a:b], "utf-8") for file, a, b in places]
+        valid = _bits(self._bytes, files, column.validity[batch], row).tolist()
+        return [
+            str(self._views[file][a:b], "utf-8") if is_text else None
+            for is_text, (file, a, b) in zip(valid, places, strict=True)
+        ]
 
     def lists(
-        self,
-        rows: np.ndarray,
-        name: str,
-        *,
-        pick: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+        self, rows: np.ndarray, name: str, *, first: np.ndarray, most: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(values int64 of all rows one after the other, how many each row has).
+        """(numbers of all rows one after the other, how many each row has).
 
-        `pick(at, lengths)` says which part of each list is wanted: first item and number of items.
+        At most `most` of each row, from item `first` of its list, counted round its end.
         """
-        begin = np.zeros(len(rows), dtype=np.int64)
-        counts = np.zeros(len(rows), dtype=np.int64)
-        pieces = []
-        for shard, at, local in self._places(rows):
-            batch, row = shard.batches(local)
-            first, last = _ends(shard, shard.columns[name], batch, row, width=8)
-            skipped, wanted = pick(at, (last - first) // 8)
-            pieces.append((shard, at, first // 8 + skipped, wanted))
-            counts[at] = wanted
-        begin[1:] = np.cumsum(counts)[:-1]
-        values = np.empty(int(counts.sum()), dtype=np.int64)
-        for shard, at, start, wanted in pieces:
-            values[ranges(begin[at], wanted)] = shard.int64[ranges(start, wanted)]
-        return values, counts
+        batch, row = self._batches(rows)
+        begin, end = self._ends(self._columns[name], batch, row, width=8)
+        lengths = (end - begin) // 8
+        counts = np.minimum(lengths, most)
+        start = (first % np.maximum(lengths, 1).astype(first.dtype)).astype(np.int64)
+        files = self._files[batch]
+        return _items(self._int64, files, begin // 8, lengths, start, counts), counts
 
     def flags(self, rows: np.ndarray, name: str) -> np.ndarray:
         """A column of booleans."""
-        found = np.zeros(len(rows), dtype=bool)
-        for shard, at, local in self._places(rows):
-            batch, row = shard.batches(local)
-            found[at] = _bits(shard, shard.columns[name].values[batch], row)
-        return found
+        batch, row = self._batches(rows)
+        return _bits(self._bytes, self._files[batch], self._columns[name].values[batch], row)
+
+    def _ends(
+        self, column: _Column, batch: np.ndarray, row: np.ndarray, *, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """First byte in the file, and the one after the last, of values of `width` bytes."""
+        place = column.offsets[batch] // 4 + row
+        base = column.values[batch]
+        return _offsets(self._int32, self._files[batch], place, base, width)
 
 
-def _ends(
-    shard: _Shard, column: _Column, batch: np.ndarray, row: np.ndarray, *, width: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """First byte in the file, and the one after the last, of strings or lists of `width` bytes."""
-    place = column.offsets[batch] // 4 + row
-    base = column.values[batch]
-    first, last = shard.int32[place].astype(np.int64), shard.int32[place + 1].astype(np.int64)
-    return base + width * first, base + width * last
+def _places(array: pa.Array, base: int) -> list[int]:
+    """(validity, offsets, values) of a record batch's column, from the start of the file."""
+    at = [-1 if buffer is None else buffer.address - base for buffer in array.buffers()]
+    # A list's child has a validity of its own before its values; flags have no offsets.
+    return [at[0], at[1], at[3] if pa.types.is_list(array.type) else at[-1]]
 
 
-def _valid(shard: _Shard, column: _Column, batch: np.ndarray, row: np.ndarray) -> np.ndarray:
-    place = column.validity[batch]
-    if (place < 0).all():
-        return np.ones(len(row), dtype=bool)
-    return (place < 0) | _bits(shard, np.maximum(place, 0), row)
+@_compiled
+def _offsets(data, files, place, base, width):
+    begin, end = np.empty(len(place), np.int64), np.empty(len(place), np.int64)
+    for i in range(len(place)):
+        offsets = data[files[i]]
+        begin[i] = base[i] + width * offsets[place[i]]
+        end[i] = base[i] + width * offsets[place[i] + 1]
+    return begin, end
 
 
-def _bits(shard: _Shard, place: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return (shard.bytes[place + row // 8] >> (row % 8).astype(np.uint8) & 1).astype(bool)
+@_compiled
+def _bits(data, files, place, row):
+    found = np.ones(len(place), np.bool_)
+    for i in range(len(place)):
+        if place[i] >= 0:
+            found[i] = data[files[i]][place[i] + row[i] // 8] >> (row[i] % 8) & 1
+    return found
 
 
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`start, start + 1, ...` for each start, as many as its length, one after the other."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+@_compiled
+def _items(data, files, begin, lengths, first, counts):
+    found, at = np.empty(counts.sum(), np.int64), 0
+    for i in range(len(counts)):
+        values = data[files[i]]
+        for k in range(counts[i]):
+            found[at] = values[begin[i] + (first[i] + k) % lengths[i]]
+            at += 1
+    return found
