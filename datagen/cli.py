@@ -37,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"embedmix {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_sources, _dedup, _language, _decontaminate, _synthesize, _mine, _report, _verify):
+    steps = (_sources, _dedup, _language, _decontaminate, _synthesize, _mine)
+    for add in (*steps, _report, _verify, _diff, _show, _export):
         add(commands)
     return parser
 
@@ -377,6 +378,91 @@ def _run_verify(arguments: argparse.Namespace) -> int:
     problems = verify_mix(arguments.mix)
     _done({"mix": arguments.mix, "problems": problems})
     return 1 if problems else 0
+
+
+def _diff(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "diff",
+        _run_diff,
+        about="Say what changed between two mixes.\n\nRows added, removed and changed by stage, "
+        "source, task and language; documents; and how many negatives\nstayed. A row has changed "
+        "when its instruction, positives or negatives did.",
+        example="datagen diff out/monday/mix out/tuesday/mix",
+    )
+    parser.add_argument("mixes", nargs=2, metavar="MIX")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def _run_diff(arguments: argparse.Namespace) -> int:
+    from datagen.compare_mixes import diff_mixes, diff_table
+
+    found = diff_mixes(*arguments.mixes)
+    if arguments.json:
+        return _done(found)
+    print(diff_table(found))
+    return 0
+
+
+def _show(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "show",
+        _run_show,
+        about="Show one query of a mix.\n\nIts positives and negatives with scores, and why each "
+        "was kept.",
+        example="datagen show out/demo/mix --query-id 0c1f5a31c7ab7b3a5ad0dd80b7d5a5de",
+    )
+    parser.add_argument("mix", metavar="MIX")
+    parser.add_argument("--query-id", required=True, metavar="ID")
+    parser.add_argument("--json", action="store_true", help="the row of each stage, as JSON")
+
+
+def _run_show(arguments: argparse.Namespace) -> int:
+    from datagen.show import find_query, show
+
+    rows = find_query(arguments.mix, arguments.query_id)
+    if arguments.json:
+        return _done({"rows": rows})
+    print("\n\n".join(show(row) for row in rows))
+    return 0
+
+
+def _export(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "export",
+        _run_export,
+        about="Write a stage of a mix for another trainer.\n\nLayouts: sentence-transformers "
+        "(Parquet: anchor, positive, negative_1..n), f2llm (Parquet: query, passage,\n"
+        "negative_1..n), flagembedding (JSONL: query, pos, neg, prompt), automodel (NeMo "
+        "Automodel: JSON and corpus),\nbeir (corpus, queries, qrels). Files are for one task and "
+        "source each; export.json says what was written.",
+        example="datagen export out/demo/mix --layout sentence-transformers --output pairs",
+    )
+    parser.add_argument("mix", metavar="MIX")
+    parser.add_argument("--layout", required=True, metavar="L", help="one of those above")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--stage", metavar="STAGE", help="pretrain or finetune (the last)")
+    parser.add_argument(
+        "--negatives", type=int, metavar="N", help="of each row (what the stage asks of every row)"
+    )
+
+
+def _run_export(arguments: argparse.Namespace) -> int:
+    from datagen.export import export_mix
+    from datagen.export_layouts import writer_of
+
+    return _done(
+        export_mix(
+            arguments.mix,
+            arguments.output,
+            writer=writer_of(arguments.layout),
+            layout=arguments.layout,
+            stage=arguments.stage,
+            negatives=arguments.negatives,
+        )
+    )
 
 
 if __name__ == "__main__":

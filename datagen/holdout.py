@@ -6,17 +6,18 @@ removes from the mix whatever matches it. Bitext is held back by its English sid
 sentences in every language, so that no translation of a test sentence stays in the training rows.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datagen.mix import seeded_order
 from datagen.schema import UserError, document_id, join_language, normalise, query_id
 from datagen.steps import Context, Step
 from datagen.store import Folder, read_table
@@ -171,3 +172,10 @@ def _write_task(
         "licence": task.licence,
     }
     folder.write_bytes(f"{place}/task.json", json.dumps(about, indent=1).encode())
+
+
+def seeded_order(texts: Sequence[str], seed: int) -> np.ndarray:
+    """Positions of the texts in a seeded pseudo-random order that depends on each text alone."""
+    digests = [hashlib.blake2b(f"{seed}/{t}".encode(), digest_size=8).digest() for t in texts]
+    keys = np.frombuffer(b"".join(digests), dtype=">u8")
+    return np.lexsort((np.asarray(texts, dtype=np.str_), keys))

@@ -1,66 +1,50 @@
 """The last build step: choose rows for both stages, and write the mix with row numbers for ids.
 
-Ids only until the end: choosing works on query ids, tasks and sources; texts are read once, memory-
-mapped, when a shard is written. A stage takes the queries of its tasks and sources that have enough
-negatives, at most `rows_per_source` of each source (the ones whose seeded hash is smallest, so a
-larger cap keeps every row of a smaller one), and writes them in task-homogeneous blocks.
+Ids only until the end: choosing works on query ids and small codes (datagen.stages); texts are read
+when a shard is written (datagen.mix_rows). A stage takes the queries of its tasks and sources that
+have enough negatives, within its limits, and writes them in task-homogeneous blocks; the manifest
+says where each block lies, so that a reader need not look at the columns.
 
 Public rows come first, in shards of their own, and refer only to documents of the public shards:
-they are the same bytes whatever the LLMs wrote. Cost: one sort over the ids of the documents, then
-streaming; memory is about 80 bytes a query and 50 a document.
+they are the same bytes whatever the LLMs wrote. Cost: two passes over ids, then one pass over the
+shards for each block of rows; memory is about 70 bytes a query, 50 a document, and one block.
+
+Several mixes of the same rows (other seeds, other limits, for models to be merged) share one
+documents table: `mix_documents` writes it, each `write_mix(documents=...)` links its shards.
 
 Stages as in llama-embed-nemotron-8b (arXiv 2511.07025, section 3.2) and F2LLM-v2 (arXiv 2603.19223,
 section 3): retrieval with one negative first, then all tasks with four.
 """
 
-import binascii
-import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import difflib
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from datagen.schema import (
-    IN_BATCH_TASKS,
-    MIX_DOCUMENT,
-    MIX_ROW,
-    STAGES,
-    SYMMETRIC_TASKS,
-    TASKS,
-    UserError,
+from datagen.mix_ids import DocumentLookup, id_numbers
+from datagen.mix_rows import (
+    RowMaker,
+    Run,
+    Sharded,
+    gather,
+    read_keys,
+    referred,
+    take_ordered,
+    threads,
 )
+from datagen.schema import MIX_DOCUMENT, MIX_ROW, UserError
+from datagen.stages import QueryKeys, Stage, choose, eligible
 from datagen.steps import Context, LedgerRow, Step
-from datagen.store import read_table
+from datagen.store import Folder, Shard, read_manifest
 
-ID_DIGITS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What one stage takes: which tasks and sources, how many rows, how many negatives."""
-
-    name: str
-    negatives: int  # a query with fewer is dropped from this stage, counted
-    tasks: tuple[str, ...] = TASKS
-    sources: tuple[str, ...] | None = None  # None: every source
-    rows_per_source: int | None = None  # F2LLM-v2 caps stage 2 at 80,000
-    instruction_share: float = 1.0  # share of rows that carry their instruction
-    symmetric_share: float = 1.0  # share of symmetric rows whose documents carry it too
-
-    def __post_init__(self) -> None:
-        unknown = [t for t in self.tasks if t not in TASKS]
-        if self.name not in STAGES or unknown or self.negatives < 1:
-            raise UserError(
-                found=f"stage {self.name!r}, tasks {unknown or list(self.tasks)}, "
-                f"{self.negatives} negatives",
-                expected=f"a stage of {STAGES}, tasks of {TASKS}, at least 1 negative",
-                do="mend the recipe",
-                exit_status=2,
-            )
+BLOCK_ROWS = 1 << 19  # gathered at once; about 500 bytes each
 
 
 def write_mix(
@@ -72,11 +56,13 @@ def write_mix(
     max_negatives: int = 24,
     rows_per_shard: int = 65_536,
     instructions: Mapping[str, str] | None = None,
+    documents: Step | None = None,
     name: str = "mix",
 ) -> Step:
     """The mix, from `queries` and `documents` of one step and `mined` of another.
 
-    `instructions` replaces the instruction of whole sources.
+    `instructions` replaces the instruction of whole sources. `documents` is a step of
+    `mix_documents` that was told of this mix.
     """
     config = {
         "stages": [asdict(stage) for stage in stages],
@@ -85,49 +71,113 @@ def write_mix(
         "rows_per_shard": rows_per_shard,
         "instructions": dict(instructions or {}),
     }
+    inputs = {"deduped": deduped, "mined": mined}
     return Step(
         name=name,
-        version=1,
+        version=2,  # 1 drew rows by a hash of the text of ids
         config=config,
-        inputs={"deduped": deduped, "mined": mined},
-        work=_work,
+        inputs={**inputs, **({"documents": documents} if documents else {})},
+        work=_write_mix,
         summary="choose rows for both stages and write the training shards",
         folder=name,
     )
 
 
-def _work(context: Context) -> None:
-    config = context.config
-    queries = read_table(context.inputs["deduped"], "queries")
-    documents = read_table(context.inputs["deduped"], "documents")
-    mined = read_table(context.inputs["mined"], "mined")
-    if not queries["query_id"].equals(mined["query_id"]):
-        raise RuntimeError("the mined rows are not the rows of the queries, in their order")
-
-    stages = [Stage(**_tuples(stage)) for stage in config["stages"]]
-    chosen = {s.name: choose(queries, mined, s, seed=config["seed"]) for s in stages}
-    _refuse_empty(chosen, stages)
-    lookup = DocumentLookup(documents["doc_id"])
-    numbering = number_documents(
-        lookup, queries, mined, list(chosen.values()), max_negatives=config["max_negatives"]
+def mix_documents(
+    deduped: Step,
+    mined: Step,
+    *,
+    mixes: Sequence[tuple[Sequence[Stage], int]],
+    max_negatives: int = 24,
+    rows_per_shard: int = 65_536,
+    name: str = "mix_documents",
+) -> Step:
+    """The documents of several mixes, each given by its stages and its seed, as one table."""
+    config = {
+        "mixes": [{"stages": [asdict(s) for s in stages], "seed": seed} for stages, seed in mixes],
+        "max_negatives": max_negatives,
+        "rows_per_shard": rows_per_shard,
+    }
+    return Step(
+        name=name,
+        version=1,
+        config=config,
+        inputs={"deduped": deduped, "mined": mined},
+        work=_write_shared,
+        summary="write the documents that several mixes share",
     )
-    _write_documents(context, documents, numbering)
+
+
+def _write_shared(context: Context) -> None:
+    with threads() as run:
+        inputs = _Inputs.of(context, run)
+        chosen = [
+            part
+            for mix in context.config["mixes"]
+            for part in _choose(inputs.keys, _stages(mix), seed=mix["seed"]).values()
+        ]
+        _write_documents(context, inputs, chosen, run=run)
+
+
+def _write_mix(context: Context) -> None:
+    config, stages = context.config, _stages(context.config)
+    with threads() as run:
+        inputs = _Inputs.of(context, run)
+        chosen = _choose(inputs.keys, stages, seed=config["seed"])
+        if "documents" in context.inputs:
+            lookup, numbers = _link_documents(context, run=run)
+        else:
+            lookup, numbers = _write_documents(context, inputs, list(chosen.values()), run=run)
+        maker = RowMaker(
+            inputs.queries, inputs.mined, lookup=lookup, numbers=numbers, config=config
+        )
+        for stage in stages:
+            for rows in _by_origin(inputs.keys, chosen[stage.name]):
+                _write_rows(context, maker, stage, rows, run=run)
+    context.ledger += _ledger(inputs.keys, stages, chosen)
+    context.facts["stages"] = {s.name: _counts(inputs.keys, chosen[s.name]) for s in stages}
+    context.facts["blocks"] = {s.name: blocks(inputs.keys, chosen[s.name]) for s in stages}
+    context.facts["documents"] = sum(s.rows for s in context.shards if s.table == "documents")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The tables of the steps before, and the keys of the queries."""
+
+    queries: Sharded
+    mined: Sharded
+    documents: Sharded
+    keys: QueryKeys
+
+    @classmethod
+    def of(cls, context: Context, run: Run) -> "_Inputs":
+        queries = Sharded.of(context.inputs["deduped"], "queries")
+        documents = Sharded.of(context.inputs["deduped"], "documents")
+        mined = Sharded.of(context.inputs["mined"], "mined")
+        return cls(queries, mined, documents, read_keys(queries, mined, run=run))
+
+
+def _stages(config: Mapping[str, Any]) -> list[Stage]:
+    lists: list[dict[str, Any]] = [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()}
+        for stage in config["stages"]
+    ]
+    return [Stage(**stage) for stage in lists]
+
+
+def _choose(keys: QueryKeys, stages: Sequence[Stage], *, seed: int) -> dict[str, np.ndarray]:
+    """Rows of each stage; UserError for a stage without rows, and for absent sources."""
+    known = set(keys.names["source"])
     for stage in stages:
-        writer = _RowWriter(queries, mined, lookup, numbering, stage, config)
-        for part in _by_origin(queries, chosen[stage.name]):
-            for start in range(0, len(part), config["rows_per_shard"]):
-                rows = writer.rows(part[start : start + config["rows_per_shard"]])
-                context.write(stage.name, rows, MIX_ROW, rows_per_shard=config["rows_per_shard"])
-    context.ledger += _ledger(queries, mined, stages, chosen)
-    context.facts["stages"] = {stage.name: _counts(queries, chosen[stage.name]) for stage in stages}
-    context.facts["documents"] = int(numbering.total)
-
-
-def _tuples(stage: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in stage.items()}
-
-
-def _refuse_empty(chosen: Mapping[str, np.ndarray], stages: Sequence[Stage]) -> None:
+        if absent := sorted(stage.named_sources - known):
+            close = {c for name in absent for c in difflib.get_close_matches(name, known)}
+            raise UserError(
+                found=f"stage {stage.name!r} names sources that have no queries: "
+                + ", ".join(absent),
+                expected=f"sources of the queries: {', '.join(sorted(close or known)[:20])}",
+                do="mend the recipe, or add the sources",
+            )
+    chosen = {stage.name: choose(keys, stage, seed=seed) for stage in stages}
     for stage in stages:
         if not len(chosen[stage.name]):
             raise UserError(
@@ -135,282 +185,175 @@ def _refuse_empty(chosen: Mapping[str, np.ndarray], stages: Sequence[Stage]) -> 
                 expected=f"queries of {', '.join(stage.tasks)} with {stage.negatives} negatives",
                 do="widen the stage's tasks and sources, or lower its number of negatives",
             )
+    return chosen
 
 
-def seeded_order(ids: Sequence[str], seed: int) -> np.ndarray:
-    """Positions of the ids in a seeded pseudo-random order that depends on each id alone."""
-    digests = [hashlib.blake2b(f"{seed}/{i}".encode(), digest_size=8).digest() for i in ids]
-    keys = np.frombuffer(b"".join(digests), dtype=">u8")
-    return np.lexsort((np.asarray(ids, dtype=np.str_), keys))
-
-
-def _coin(ids: Sequence[str], seed: int, share: float, purpose: str) -> np.ndarray:
-    """True for about `share` of the ids, each id's fate independent of the others."""
-    if share >= 1.0:
-        return np.ones(len(ids), dtype=bool)
-    digests = [
-        hashlib.blake2b(f"{purpose}/{seed}/{i}".encode(), digest_size=8).digest() for i in ids
-    ]
-    return np.frombuffer(b"".join(digests), dtype=">u8") < np.uint64(share * (2**64 - 1))
-
-
-def eligible(queries: pa.Table, stage: Stage) -> np.ndarray:
-    """Mask of the queries whose task and source the stage takes."""
-    mask = pc.is_in(queries["task"], pa.array(stage.tasks))
-    if stage.sources is not None:
-        mask = pc.and_(mask, pc.is_in(queries["source"], pa.array(stage.sources)))
-    return mask.to_numpy().astype(bool)
-
-
-def _negative_counts(mined: pa.Table) -> np.ndarray:
-    return pc.list_value_length(mined["negatives"]).to_numpy()
-
-
-def choose(queries: pa.Table, mined: pa.Table, stage: Stage, *, seed: int) -> np.ndarray:
-    """Row positions of the queries that a stage takes, in the order in which it stores them."""
-    usable = eligible(queries, stage) & (_negative_counts(mined) >= stage.negatives)
-    rows = np.flatnonzero(usable)
-    table = take_rows(queries.select(["origin", "task", "source", "query_id"]), rows)
-    if stage.rows_per_source is not None:
-        within = _within_cap(table, stage.rows_per_source, seed=seed)
-        rows, table = rows[within], table.take(pa.array(within))
-    # "public" sorts before "synthetic"; a query id is a hash, so inside a source order is random.
-    keys = [(name, "ascending") for name in ("origin", "task", "source", "query_id")]
-    return rows[pc.sort_indices(table, sort_keys=keys).to_numpy()]
-
-
-def _within_cap(table: pa.Table, cap: int, *, seed: int) -> np.ndarray:
-    """Positions of at most `cap` rows of each source, in seeded order; synthetic ones fill up.
-
-    Public rows go first: what an LLM wrote for a source never takes their place.
-    """
-    order = seeded_order(table["query_id"].to_pylist(), seed)
-    public = pc.equal(table["origin"], "public").to_numpy().astype(bool)
-    sources = table["source"].combine_chunks().dictionary_encode().indices.to_numpy()
-    order = order[np.lexsort((~public[order], sources[order]))]
-    grouped = sources[order]
-    rank = np.arange(len(order)) - np.searchsorted(grouped, grouped)
-    return order[rank < cap]
-
-
-def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """The rows of a table in the order given, one chunk.
-
-    `Table.take` joins all chunks of a column first: it copies the whole column at each call, and
-    fails beyond 2 GiB of text. This takes from each chunk what lies in it.
-    """
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    parts, start = [], 0
-    for batch in table.to_batches():
-        low, high = np.searchsorted(ordered, (start, start + batch.num_rows))
-        if high > low:
-            parts.append(batch.take(pa.array(ordered[low:high] - start)))
-        start += batch.num_rows
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    joined = pa.Table.from_batches(parts, schema=table.schema).combine_chunks()
-    return joined.take(pa.array(place))
-
-
-def _by_origin(queries: pa.Table, rows: np.ndarray) -> list[np.ndarray]:
+def _by_origin(keys: QueryKeys, rows: np.ndarray) -> list[np.ndarray]:
     """Rows of public and of synthetic queries, apart, so that no shard holds both."""
-    public = pc.equal(queries["origin"], "public").to_numpy().astype(bool)[rows]
+    public = keys.public[rows]
     return [part for part in (rows[public], rows[~public]) if len(part)]
 
 
-class DocumentLookup:
-    """Document id -> row of the documents table, by binary search over the sorted ids.
+def _document_ids(documents: Sharded, *, run: Run) -> Iterator[np.ndarray]:
+    def numbers(shard: int) -> np.ndarray:
+        column = documents.open(shard)["doc_id"]
+        return np.concatenate([id_numbers(chunk) for chunk in column.chunks])
 
-    An id is kept as two 64-bit numbers (16 bytes); the first one finds it, the second confirms it.
+    yield from run(numbers, range(len(documents.names)))
+
+
+def _write_documents(
+    context: Context, inputs: _Inputs, chosen: Sequence[np.ndarray], *, run: Run
+) -> tuple[DocumentLookup, np.ndarray]:
+    """Write the documents that the rows refer to: those of public rows first, by id.
+
+    Gives the lookup of all documents and the new row of each (-1: left out).
     """
-
-    def __init__(self, ids: pa.ChunkedArray):
-        keys = np.concatenate([_id_numbers(chunk) for chunk in ids.chunks])
-        self.order = np.lexsort((keys[:, 1], keys[:, 0]))
-        self.rank = np.empty_like(self.order)
-        self.rank[self.order] = np.arange(len(self.order))
-        self.first, self.second = keys[self.order, 0], keys[self.order, 1]
-
-    def rows(self, ids: pa.Array) -> np.ndarray:
-        wanted = _id_numbers(ids)
-        last = len(self.first) - 1
-        places = np.minimum(np.searchsorted(self.first, wanted[:, 0]), last)
-        while True:
-            near = self.first[places] == wanted[:, 0]
-            found = near & (self.second[places] == wanted[:, 1])
-            if found.all():
-                return self.order[places]
-            further = (
-                near & ~found & (places < last)
-            )  # ids that share their first half lie together
-            if not further.any():
-                missing = ids[int(np.argmin(found))].as_py()
-                raise RuntimeError(f"document {missing} is referred to and is not in the documents")
-            places[further] += 1
+    config = context.config
+    lookup = DocumentLookup(_document_ids(inputs.documents, run=run))
+    used = _used(inputs, chosen, lookup, limit=config["max_negatives"], run=run)
+    by_id = used[lookup.order]
+    parts = [lookup.order[by_id == rank] for rank in (0, 1)]
+    new = np.full(len(lookup), -1, dtype=np.int64)
+    new[np.concatenate(parts)] = np.arange(sum(len(part) for part in parts))
+    step = config["rows_per_shard"]
+    make = partial(_documents_of, inputs.documents)
+    for part in parts:
+        for block in _cut(part, max(BLOCK_ROWS // 4 // step, 1) * step):
+            tables = gather(inputs.documents, block, make, rows_per_shard=step, run=run)
+            _write_all(context, "documents", tables, MIX_DOCUMENT)
+    return lookup, new
 
 
-def _id_numbers(ids: pa.Array) -> np.ndarray:
-    """Ids of 32 hexadecimal digits as pairs of 64-bit numbers, which sort as the ids do."""
-    if not len(ids):
-        return np.empty((0, 2), dtype=np.uint64)
-    _, offsets, digits = ids.buffers()
-    ends = np.frombuffer(offsets, dtype=np.int32)[ids.offset : ids.offset + len(ids) + 1]
-    if (np.diff(ends) != ID_DIGITS).any():
-        raise RuntimeError(f"a document id does not have {ID_DIGITS} digits")
-    numbers = binascii.unhexlify(memoryview(digits)[ends[0] : ends[-1]])
-    return np.frombuffer(numbers, dtype=">u8").astype(np.uint64).reshape(-1, 2)
+def _documents_of(documents: Sharded, shard: int, rows: np.ndarray) -> pa.Table:
+    return take_ordered(documents.open(shard).select(MIX_DOCUMENT.names), rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Numbering:
-    """`order`: old rows in their new order; `new`: old row -> new row (-1: left out)."""
-
-    order: np.ndarray
-    new: np.ndarray
-    public: int
-    total: int
-
-
-def number_documents(
-    lookup: DocumentLookup,
-    queries: pa.Table,
-    mined: pa.Table,
+def _used(
+    inputs: _Inputs,
     chosen: Sequence[np.ndarray],
+    lookup: DocumentLookup,
     *,
-    max_negatives: int,
-) -> _Numbering:
-    """Number the documents that the chosen rows refer to: those of public rows first, by id."""
-    # 0: of a public row, 1: of synthetic rows only, 2: of none.
-    rank = np.full(len(lookup.order), 2, dtype=np.int8)
-    public = pc.equal(queries["origin"], "public").to_numpy().astype(bool)
-    wanted = np.full(queries.num_rows, 2, dtype=np.int8)
+    limit: int,
+    run: Run,
+) -> np.ndarray:
+    """For each document 0: of a public row, 1: of synthetic rows only, 2: of none."""
+    wanted = np.zeros(len(inputs.keys), dtype=bool)
     for rows in chosen:
-        wanted[rows] = np.where(public[rows], 0, 1)
-    start = 0
-    for batch in mined.select(["positives", "negatives"]).to_batches():
-        values = wanted[start : start + batch.num_rows]
-        start += batch.num_rows
-        for column, limit in ((batch["positives"], None), (batch["negatives"], max_negatives)):
-            lists = column if limit is None else pc.list_slice(column, 0, limit)
-            numbers = lookup.rows(lists.flatten())
-            value = np.repeat(values, pc.list_value_length(lists).to_numpy())
-            np.minimum.at(rank, numbers, value)
-    order = np.lexsort((lookup.rank, rank))[: int((rank < 2).sum())]
-    new = np.full(len(lookup.order), -1, dtype=np.int64)
-    new[order] = np.arange(len(order))
-    return _Numbering(order=order, new=new, public=int((rank == 0).sum()), total=len(order))
+        wanted[rows] = True
+    by_public, by_any = (np.zeros(len(lookup), dtype=bool) for _ in range(2))
+
+    def mark(shard: int) -> None:
+        begin, end = inputs.mined.starts[shard : shard + 2]
+        rows = np.flatnonzero(wanted[begin:end])
+        public = inputs.keys.public[begin:end][rows]
+        table = take_ordered(inputs.mined.open(shard).select(["positives", "negatives"]), rows)
+        for ids, named_by in referred(table, limit=limit):
+            found = lookup.rows(ids)
+            by_any[found] = True
+            by_public[found[public[named_by]]] = True
+
+    for _ in run(mark, range(len(inputs.mined.names))):
+        pass
+    return np.where(by_public, 0, np.where(by_any, 1, 2)).astype(np.int8)
 
 
-def _write_documents(context: Context, documents: pa.Table, numbering: _Numbering) -> None:
+def _cut(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _write_rows(
+    context: Context, maker: RowMaker, stage: Stage, rows: np.ndarray, *, run: Run
+) -> None:
     step = context.config["rows_per_shard"]
-    columns = documents.select(MIX_DOCUMENT.names)
-    for begin, end in ((0, numbering.public), (numbering.public, numbering.total)):
-        for start in range(begin, end, step):
-            rows = take_rows(columns, numbering.order[start : min(start + step, end)])
-            context.write("documents", rows, MIX_DOCUMENT, rows_per_shard=step)
+    for block in _cut(rows, max(BLOCK_ROWS // step, 1) * step):
+        make = partial(maker.make, stage)
+        tables = gather(maker.queries, block, make, rows_per_shard=step, run=run)
+        _write_all(context, stage.name, tables, MIX_ROW)
 
 
-class _RowWriter:
-    """Builds MIX_ROW tables for row positions of the queries table."""
+def _write_all(context: Context, name: str, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
+    for table in tables:
+        context.write(name, table, schema, rows_per_shard=len(table))
 
-    def __init__(
-        self,
-        queries: pa.Table,
-        mined: pa.Table,
-        lookup: DocumentLookup,
-        numbering: _Numbering,
-        stage: Stage,
-        config: Mapping[str, Any],
-    ):
-        self.queries, self.mined, self.lookup, self.numbering = queries, mined, lookup, numbering
-        self.stage, self.config = stage, config
 
-    def rows(self, positions: np.ndarray) -> pa.Table:
-        taken = take_rows(self.queries, positions)
-        mined = take_rows(self.mined, positions)
-        ids = taken["query_id"].to_pylist()
-        limit = self.config["max_negatives"]
-        tasks = taken["task"].to_pylist()
-        symmetric = np.array([task in SYMMETRIC_TASKS for task in tasks])
-        symmetric &= _coin(ids, self.config["seed"], self.stage.symmetric_share, "symmetric")
-        columns = {name: taken[name] for name in MIX_ROW.names if name in taken.schema.names}
-        columns |= {
-            "instruction": self._instructions(taken, ids),
-            "positives": self._numbers(mined["positives"], None),
-            "positive_scores": _whole_list(mined["positive_scores"]),
-            "negatives": self._numbers(mined["negatives"], limit),
-            "negative_scores": pc.list_slice(_whole_list(mined["negative_scores"]), 0, limit),
-            "in_batch": pa.array([task in IN_BATCH_TASKS for task in tasks]),
-            "symmetric": pa.array(symmetric),
+def _link_documents(context: Context, *, run: Run) -> tuple[DocumentLookup, np.ndarray]:
+    """Take the shards of a step of `mix_documents` into the mix."""
+    folder = context.inputs["documents"]
+    for shard in read_manifest(folder).table("documents"):
+        link(folder, context.folder, shard)
+        context.shards.append(shard)
+    lookup = DocumentLookup(_document_ids(Sharded.of(folder, "documents"), run=run))
+    return lookup, np.arange(len(lookup))
+
+
+def link(source: Folder, target: Folder, shard: Shard) -> None:
+    """Give a folder a shard of another one: the same file where the disk can, else a copy."""
+    if source.is_local and target.is_local:
+        place = Path(target.path(shard.name))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            os.link(source.path(shard.name), temporary)
+        except OSError:  # another disk, or one without links
+            pass
+        else:
+            os.replace(temporary, place)
+            temporary.unlink(missing_ok=True)  # replace leaves it where both are one file
+            return
+    target.write_bytes(shard.name, source.read_bytes(shard.name))
+
+
+def blocks(keys: QueryKeys, rows: np.ndarray) -> list[dict[str, Any]]:
+    """The runs of one origin, task and source among the rows, in their order."""
+    codes = np.stack([~keys.public[rows], keys.task[rows], keys.source[rows]]).astype(np.int32)
+    borders = np.flatnonzero((np.diff(codes) != 0).any(axis=0)) + 1
+    starts = np.concatenate([[0], borders])
+    lengths = np.diff(np.concatenate([starts, [len(rows)]]))
+    return [
+        {
+            "origin": "synthetic" if synthetic else "public",
+            "task": keys.names["task"][task],
+            "source": keys.names["source"][source],
+            "rows": int(length),
         }
-        arrays = [_cast(columns[field.name], field.type) for field in MIX_ROW]
-        return pa.Table.from_arrays(arrays, schema=MIX_ROW)
-
-    def _instructions(self, taken: pa.Table, ids: Sequence[str]) -> pa.Array:
-        replaced = self.config["instructions"]
-        keep = _coin(ids, self.config["seed"], self.stage.instruction_share, "instruction")
-        pairs = zip(
-            taken["source"].to_pylist(), taken["instruction"].to_pylist(), keep, strict=True
-        )
-        values = [replaced.get(source, own) if kept else None for source, own, kept in pairs]
-        return pa.array(values, pa.string())
-
-    def _numbers(self, lists: pa.ChunkedArray, limit: int | None) -> pa.Array:
-        """Lists of document ids -> lists of row numbers of the mix's documents."""
-        whole = _whole_list(lists)
-        if limit is not None:
-            whole = pc.list_slice(whole, 0, limit)
-        numbers = self.numbering.new[self.lookup.rows(whole.flatten())]
-        lengths = pc.list_value_length(whole).to_numpy(zero_copy_only=False)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(numbers, pa.int64()))
+        for (synthetic, task, source), length in zip(codes[:, starts].T, lengths, strict=True)
+    ]
 
 
-def _whole_list(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _cast(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.Array:
-    array = _whole_list(column)
-    return array if array.type == kind else array.cast(kind)
-
-
-def _counts(queries: pa.Table, rows: np.ndarray) -> dict[str, dict[str, int]]:
-    taken = queries.select(["origin", "task", "source"]).take(pa.array(rows))
-    return {
-        name: dict(sorted(Counter(taken[name].to_pylist()).items())) for name in taken.schema.names
-    }
+def _counts(keys: QueryKeys, rows: np.ndarray) -> dict[str, dict[str, int]]:
+    counted: dict[str, dict[str, int]] = {}
+    for block in blocks(keys, rows):
+        for name in ("origin", "task", "source"):
+            group = counted.setdefault(name, {})
+            group[block[name]] = group.get(block[name], 0) + block["rows"]
+    return {name: dict(sorted(group.items())) for name, group in counted.items()}
 
 
 def _ledger(
-    queries: pa.Table,
-    mined: pa.Table,
-    stages: Sequence[Stage],
-    chosen: Mapping[str, np.ndarray],
+    keys: QueryKeys, stages: Sequence[Stage], chosen: Mapping[str, np.ndarray]
 ) -> list[LedgerRow]:
     """Queries in = kept in a stage + too few negatives + over budget + in no stage's scope."""
-    count = queries.num_rows
-    taken, wanted, enough = (np.zeros(count, dtype=bool) for _ in range(3))
-    negatives = _negative_counts(mined)
+    taken, wanted, enough = (np.zeros(len(keys), dtype=bool) for _ in range(3))
     for stage in stages:
-        scope = eligible(queries, stage)
+        scope = eligible(keys, stage)
         wanted |= scope
-        enough |= scope & (negatives >= stage.negatives)
+        enough |= scope & (keys.negatives >= stage.negatives)
         taken[chosen[stage.name]] = True
-    reasons = np.select(
-        [taken, enough, wanted], ["kept", "over_budget", "too_few_negatives"], "in_no_stage"
-    )
-    per_source: dict[str, Counter] = {}
-    for source, reason in zip(queries["source"].to_pylist(), reasons.tolist(), strict=True):
-        per_source.setdefault(source, Counter())[reason] += 1
+    reasons = ("kept", "over_budget", "too_few_negatives", "in_no_stage")
+    reason = np.select([taken, enough, wanted], [0, 1, 2], 3).astype(np.int64)
+    names = keys.names["source"]
+    table = np.bincount(
+        keys.source.astype(np.int64) * len(reasons) + reason, minlength=len(names) * len(reasons)
+    ).reshape(-1, len(reasons))
     return [
         LedgerRow(
-            source=source,
-            rows_in=counts.total(),
-            kept=counts.pop("kept", 0),
-            dropped=dict(counts),
+            source=name,
+            rows_in=int(counts.sum()),
+            kept=int(counts[0]),
+            dropped={r: int(n) for r, n in zip(reasons[1:], counts[1:], strict=True) if n},
             unit="queries",
         )
-        for source, counts in sorted(per_source.items())
+        for name, counts in zip(names, table, strict=True)
     ]

@@ -227,14 +227,16 @@ def write_table(
     ]
 
 
+def map_shard(folder: Folder, name: str) -> pa.Buffer:
+    """The bytes of a shard; memory-mapped where the folder is local."""
+    if folder.is_local:
+        return pa.memory_map(folder.path(name)).read_buffer()
+    return pa.py_buffer(folder.read_bytes(name))
+
+
 def open_shard(folder: Folder, name: str) -> pa.Table:
     """Read a shard; memory-mapped where the folder is local."""
-    source = (
-        pa.memory_map(folder.path(name))
-        if folder.is_local
-        else pa.py_buffer(folder.read_bytes(name))
-    )
-    return pa.ipc.open_file(source).read_all()
+    return pa.ipc.open_file(map_shard(folder, name)).read_all()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

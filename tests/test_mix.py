@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_mix import SOURCES, build, document, mined, query, rows_of, steps_of
 
-from datagen.mix import DocumentLookup, Stage, choose, seeded_order, take_rows, write_mix
-from datagen.schema import MINED, QUERY, UserError
+from datagen.mix import link, mix_documents, write_mix
+from datagen.mix_ids import DocumentLookup, coin, id_numbers, seeded_keys
+from datagen.mix_rows import take_rows
+from datagen.schema import UserError
+from datagen.stages import Stage, share
 from datagen.steps import LedgerRow, check_ledger, run_steps
 from datagen.store import Folder, read_manifest, read_table
+from datagen.verify import verify_mix
 
 PUBLIC = tuple(source for source, (_, origin, *_) in SOURCES.items() if origin == "public")
 
@@ -76,17 +82,28 @@ def test_a_larger_cap_keeps_every_row_of_a_smaller_one(tmp_path: Path) -> None:
         q["query_id"] for q, m in zip(rows[0], rows[2], strict=True) if len(m["negatives"]) >= 4
     ]
     trivia = [q["query_id"] for q in rows[0] if q["source"] == "trivia" and q["query_id"] in usable]
-    smallest = [trivia[i] for i in seeded_order(trivia, 5)[:3]]
+    drawn = seeded_keys(id_numbers(pa.array(trivia)), seed=5, purpose="rows")
+    smallest = [trivia[i] for i in np.argsort(drawn)[:3]]
     assert {i for source, i in taken[3] if source == "trivia"} == set(smallest)
 
 
-def test_the_seeded_order_depends_on_the_ids_and_the_seed_alone() -> None:
-    ids = [f"{i:032x}" for i in range(50)]
-    order = [ids[i] for i in seeded_order(ids, 1)]
-    backwards = ids[::-1]
-    assert order == [backwards[i] for i in seeded_order(backwards, 1)]
-    assert order != [ids[i] for i in seeded_order(ids, 2)]
-    assert len(seeded_order([], 1)) == 0
+def test_seeded_keys_depend_on_the_id_the_seed_and_the_purpose_alone() -> None:
+    ids = id_numbers(pa.array([f"{i:032x}" for i in range(50)]))
+    keys = seeded_keys(ids, seed=1, purpose="rows")
+    assert len(set(keys.tolist())) == 50
+    np.testing.assert_array_equal(keys[::-1], seeded_keys(ids[::-1], seed=1, purpose="rows"))
+    assert not set(keys) & set(seeded_keys(ids, seed=2, purpose="rows"))
+    assert not set(keys) & set(seeded_keys(ids, seed=1, purpose="instruction"))
+    assert len(seeded_keys(ids[:0], seed=1, purpose="rows")) == 0
+
+
+def test_a_coin_falls_as_often_as_its_share_says() -> None:
+    numbers = np.random.default_rng(0).integers(0, 2**64, (20_000, 2), dtype=np.uint64)
+    assert coin(numbers, seed=3, share=1.0, purpose="x").all()
+    assert not coin(numbers, seed=3, share=0.0, purpose="x").any()
+    third, half = (coin(numbers, seed=3, share=s, purpose="x") for s in (0.3, 0.5))
+    assert abs(third.mean() - 0.3) < 0.01
+    assert (half | ~third).all(), "a larger share keeps what a smaller one has"
 
 
 def test_public_shards_are_the_same_bytes_with_and_without_synthetic_rows(tmp_path: Path) -> None:
@@ -187,6 +204,10 @@ def test_rows_lie_in_blocks_of_one_task(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
+        {"name": "finetune", "negatives": 1, "temperature": 0.5},
+        {"name": "finetune", "negatives": 1, "rows": 10, "temperature": -1.0},
+        {"name": "finetune", "negatives": 1, "task_rows": {"reranking": 3}},
+        {"name": "finetune", "negatives": 1, "source_rows": {"trivia": 0}},
         {"name": "warmup", "negatives": 1},
         {"name": "pretrain", "negatives": 0},
         {"name": "pretrain", "negatives": 1, "tasks": ("retrieval", "reranking")},
@@ -198,9 +219,7 @@ def test_an_unusable_stage_is_refused_when_the_recipe_is_read(fields: dict[str, 
     assert error.value.exit_status == 2
 
 
-@pytest.mark.parametrize(
-    "change", [{"negatives": 9}, {"sources": ("absent",)}, {"tasks": ("clustering",)}]
-)
+@pytest.mark.parametrize("change", [{"negatives": 9}, {"tasks": ("clustering",)}])
 def test_a_stage_without_rows_is_an_error_that_names_it(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -209,23 +228,129 @@ def test_a_stage_without_rows_is_an_error_that_names_it(
         build(str(tmp_path), *rows_of(), stages=(stage,))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sources": ("trivia", "trivial")},
+        {"source_rows": {"trivial": 5}},
+        {"rows": 9, "weights": {"trivial": 2.0}},
+    ],
+)
+def test_sources_that_are_not_there_are_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    stage = Stage(name="finetune", negatives=1, **change)
+    with pytest.raises(UserError, match="have no queries: trivial\n.*trivia\n"):
+        build(str(tmp_path), *rows_of(), stages=(stage,))
+
+
+def test_quotas_by_source_task_and_language(tmp_path: Path) -> None:
+    stage = Stage(
+        name="finetune",
+        negatives=1,
+        source_rows={"python": 3},
+        task_rows={"bitext": 4},
+        language_rows={"eng": 12, "zho": 2},
+    )
+    build(str(tmp_path), *rows_of(per_source=10), stages=(stage,))
+    rows = stage_rows(tmp_path, "finetune")
+    assert Counter(r["language"] for r in rows) == {"eng": 12, "zho": 2, "deu": 10}
+    assert Counter(r["source"] for r in rows)["python"] <= 3
+    assert Counter(r["task"] for r in rows)["bitext"] <= 4
+
+
+def test_a_total_is_shared_by_temperature_and_weights(tmp_path: Path) -> None:
+    queries, documents, found = rows_of(["trivia", "python"], per_source=20)
+    gone = {q["query_id"] for q in queries if q["source"] == "python"}
+    gone = set(sorted(gone)[5:])  # 20 of trivia, 5 of python
+    keep = [i for i, q in enumerate(queries) if q["query_id"] not in gone]
+    rows = [queries[i] for i in keep], documents, [found[i] for i in keep]
+    for options, expected in (
+        ({"temperature": 1.0}, {"trivia": 8, "python": 2}),
+        ({"temperature": 0.0}, {"trivia": 5, "python": 5}),
+        ({"temperature": 0.5}, {"trivia": 7, "python": 3}),  # shares 2 : 1
+        ({"weights": {"python": 4.0}}, {"trivia": 5, "python": 5}),
+        ({"weights": {"python": 0.0}}, {"trivia": 10}),
+    ):
+        stage = Stage(name="finetune", negatives=1, rows=10, **options)
+        output = tmp_path / "-".join(map(str, expected.values())) / next(iter(options))
+        build(str(output), *rows, stages=(stage,))
+        assert Counter(r["source"] for r in stage_rows(output, "finetune")) == expected
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.floats(0, 5)), min_size=1, max_size=8),
+    st.integers(1, 300),
+)
+def test_shares_sum_to_the_total_and_no_group_gives_more_than_it_has(
+    groups: list[tuple[int, float]], total: int
+) -> None:
+    sizes, weights = np.array([g[0] for g in groups]), np.array([g[1] for g in groups])
+    wanted = np.where(sizes > 0, weights, 0.0)
+    given_rows = share(sizes, wanted, total)
+    assert (given_rows <= sizes).all()
+    assert (given_rows[wanted == 0] == 0).all()
+    assert given_rows.sum() == min(total, sizes[wanted > 0].sum())
+
+
+def test_variants_of_a_mix_share_one_documents_table(tmp_path: Path) -> None:
+    queries, documents, found = rows_of(per_source=14)
+    dedup, mine = steps_of(queries, documents, found)
+    stages = (Stage(name="finetune", negatives=1, rows_per_source=5),)
+    shared = mix_documents(dedup, mine, mixes=[(stages, seed) for seed in range(3)])
+    mixes = [
+        write_mix(dedup, mine, stages=stages, seed=seed, documents=shared, name=f"mix-{seed}")
+        for seed in range(3)
+    ]
+    done = run_steps([dedup, mine, shared, *mixes], str(tmp_path), executor="local")
+    texts = {d["doc_id"]: d["text"] for d in documents}
+    positives = {q["query_id"]: [texts[i] for i in q["positives"]] for q in queries}
+    drawn = []
+    for seed in range(3):
+        place = tmp_path / f"mix-{seed}"
+        assert verify_mix(str(place)) == ["ledger.json: missing"], "the report writes it"
+        mixed = read_table(Folder(str(place)), "documents")["text"].to_pylist()
+        rows = read_table(Folder(str(place)), "finetune").to_pylist()
+        for row in rows:
+            assert [mixed[n] for n in row["positives"]] == positives[row["query_id"]]
+        drawn.append({row["query_id"] for row in rows})
+        for shard in done[f"mix-{seed}"].table("documents"):
+            one = tmp_path / "steps" / "mix_documents" / shard.name
+            assert (place / shard.name).samefile(one), "text is on disk once"
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+    assert done["mix-0"].table("documents") == done["mix-2"].table("documents")
+
+
+def test_shards_are_copied_where_they_cannot_be_linked(tmp_path: Path) -> None:
+    build(str(tmp_path), *rows_of(["trivia"]))
+    source = Folder(f"{tmp_path}/mix")
+    shard = read_manifest(source).table("documents")[0]
+    for target in (Folder(f"file://{tmp_path}/other"), Folder(f"{tmp_path}/linked")):
+        link(source, target, shard)
+        link(source, target, shard)  # again, as after a crash
+        assert target.read_bytes(shard.name) == source.read_bytes(shard.name)
+        assert target.names() == [shard.name]
+
+
+def test_the_manifest_says_where_the_blocks_lie(tmp_path: Path) -> None:
+    build(str(tmp_path), *rows_of())
+    (told,) = [read_manifest(Folder(f"{tmp_path}/mix")).stats["blocks"]["finetune"]]
+    rows = stage_rows(tmp_path, "finetune")
+    start = 0
+    for block in told:
+        for row in rows[start : start + block["rows"]]:
+            assert {k: row[k] for k in ("origin", "task", "source")} == {
+                k: block[k] for k in ("origin", "task", "source")
+            }
+        start += block["rows"]
+    assert start == len(rows)
+
+
 def test_mined_rows_of_other_queries_are_refused(tmp_path: Path) -> None:
     queries, documents, found = rows_of(["trivia"])
     dedup, mine = steps_of(queries, documents, found)
     _, shorter = steps_of(queries[1:], documents, found[1:])
     mix = write_mix(dedup, shorter, stages=(Stage(name="pretrain", negatives=1),))
-    with pytest.raises(RuntimeError, match="not the rows of the queries"):
+    with pytest.raises(RuntimeError, match="13 mined rows are not the rows of the 14"):
         run_steps([dedup, shorter, mix], str(tmp_path), executor="local")
-
-
-def test_choosing_reads_chunked_tables_like_whole_ones() -> None:
-    queries, _, found = rows_of(["trivia", "questions"], per_source=9)
-    whole = pa.Table.from_pylist(queries, schema=QUERY), pa.Table.from_pylist(found, schema=MINED)
-    parts = [
-        pa.concat_tables([table.slice(i, 4) for i in range(0, len(queries), 4)]) for table in whole
-    ]
-    stage = Stage(name="pretrain", negatives=1, rows_per_source=4)
-    np.testing.assert_array_equal(choose(*whole, stage, seed=3), choose(*parts, stage, seed=3))
 
 
 def test_rows_are_taken_from_more_than_two_gibibytes_of_text() -> None:
@@ -242,7 +367,7 @@ def test_rows_are_taken_from_more_than_two_gibibytes_of_text() -> None:
 def test_documents_are_found_by_id_even_where_half_of_an_id_is_shared() -> None:
     half = "0123456789abcdef"
     ids = [half + "0" * 15 + last for last in "c4a7"] + ["f" * 32, "0" * 32]
-    lookup = DocumentLookup(pa.chunked_array([ids[:2], ids[2:]]))
+    lookup = DocumentLookup([id_numbers(pa.array(part)) for part in (ids[:2], ids[2:])])
     assert lookup.rows(pa.array(ids[::-1])).tolist() == [5, 4, 3, 2, 1, 0]
     assert lookup.rows(pa.array(["", *ids], pa.string())[2:4]).tolist() == [1, 2]
     assert lookup.rows(pa.array([], pa.string())).tolist() == []
