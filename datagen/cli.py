@@ -18,6 +18,8 @@ FILES = "Parquet, JSONL (.gz, .zst), CSV, TSV or Arrow files or folders, by path
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0 done, 1 failed, 2 unusable arguments)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    for name in ("httpx", "httpx2", "huggingface_hub"):  # a line a request
+        logging.getLogger(name).setLevel(logging.ERROR)
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -38,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"embedmix {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     steps = (_sources, _dedup, _language, _decontaminate, _synthesize, _mine)
-    for add in (*steps, _report, _verify, _diff, _show, _export):
+    for add in (*steps, _report, _verify, _diff, _show, _export, _publish):
         add(commands)
     return parser
 
@@ -461,6 +463,45 @@ def _run_export(arguments: argparse.Namespace) -> int:
             layout=arguments.layout,
             stage=arguments.stage,
             negatives=arguments.negatives,
+        )
+    )
+
+
+def _publish(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "publish",
+        _run_publish,
+        about="Put a finished mix on the Hub.\n\nVerifies MIX, converts it to Parquet (queries and "
+        "documents of each task and source),\nuploads it with a card and proves every file by its "
+        "digest. The same command goes on\nwhere it was cut off. The token comes from HF_TOKEN.",
+        example="datagen publish out/demo/mix --repo me/my-mix",
+    )
+    parser.add_argument("mix", metavar="MIX")
+    parser.add_argument("--repo", required=True, metavar="ORG/NAME")
+    parser.add_argument("--public", action="store_true", help="a new repository is private else")
+    parser.add_argument("--title", help="of the card; by default the name of the repository")
+    parser.add_argument(
+        "--allow-licence",
+        action="append",
+        default=[],
+        metavar="LICENCE",
+        help="publish rows of this licence, too (`unknown`: those that state none); repeatable",
+    )
+    parser.add_argument("--work", metavar="FOLDER", help="for the conversion (default MIX.publish)")
+
+
+def _run_publish(arguments: argparse.Namespace) -> int:
+    from datagen.publish import publish_mix
+
+    return _done(
+        publish_mix(
+            arguments.mix,
+            arguments.repo,
+            title=arguments.title,
+            public=arguments.public,
+            allowed_licences=arguments.allow_licence,
+            work=arguments.work,
         )
     )
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,15 +115,23 @@ def groups(mix: Mix, stage: str) -> list[Group]:
         for rows, key in found.iter_rows():
             runs.setdefault((key["task"], key["source"]), []).append((start, start + rows))
             start += rows
-    made, taken = [], set()
-    for (task, source), found_runs in sorted(runs.items()):
+    names = file_names(runs)
+    return [
+        Group(mix, stage, task, source, names[task, source], tuple(found))
+        for (task, source), found in sorted(runs.items())
+    ]
+
+
+def file_names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """A name that any file system takes for each task and source, no two of them the same."""
+    names: dict[tuple[str, str], str] = {}
+    for task, source in sorted(keys):
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{task}-{source}").strip(".")
         name, number = plain, 2
-        while name.lower() in taken:
+        while name.lower() in {other.lower() for other in names.values()}:
             name, number = f"{plain}-{number}", number + 1
-        taken.add(name.lower())
-        made.append(Group(mix, stage, task, source, name, tuple(found_runs)))
-    return made
+        names[task, source] = name
+    return names
 
 
 Writer = Callable[[Group, Path, int], dict[str, Any]]

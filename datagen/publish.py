@@ -1,226 +1,132 @@
-"""The dataset card of a mix: README.md as the Hub reads it, metadata first.
+"""Publish a mix on the Hub: checked, converted to Parquet, uploaded, verified by digest.
 
-The card says what the mix holds and how it came to be; every number on it is counted from the
-shards or read from manifests. Names come from sources that anyone may have written: in the metadata
-they pass through a YAML writer, in the text every character that Markdown acts on is escaped.
+Everything that can be refused is refused before the conversion: a name that is no repository, rows
+that may not be given on, a token that is not there, a mix that does not verify. What was converted
+lies beside the mix until the upload is complete, so the same command goes on where it was cut off.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import polars as pl
-import yaml
-from markupsafe import Markup
+from datagen.card import HUB_LICENCES, published_card
+from datagen.export import Mix
+from datagen.overview import LEDGER, Overview, count_mix, steps_beside
+from datagen.published import convert
+from datagen.report import PAGE
+from datagen.report_tables import evaluation_tasks, gather_facts
+from datagen.schema import UserError
+from datagen.upload import CARD, check_repo, open_repo, upload_folder
+from datagen.verify import verify_mix
 
-from datagen.codes import ISO_639_3
-from datagen.escape import visible
-from datagen.overview import Overview, count_mix
-from datagen.report import environment
-from datagen.report_tables import totals, written_by
-from datagen.steps import Context, Step
-from datagen.store import read_manifest
+log = logging.getLogger("embedmix")
 
-CARD = "README.md"
-
-# The first two-letter code of the table wins where two stand for one language (nb and no for nob).
-_ISO_639_1 = {three: two for two, three in reversed(ISO_639_3.items())}
-_THREE_LETTERS = re.compile(r"[a-z]{3}")
-
-_TASK_CATEGORIES = {
-    "retrieval": "text-retrieval",
-    "bitext": "translation",
-    "sts": "sentence-similarity",
-    "classification": "text-classification",
-    "clustering": "text-classification",
-    "pair_classification": "text-classification",
-}
-_SIZES = (
-    (10**3, "n<1K"),
-    (10**4, "1K<n<10K"),
-    (10**5, "10K<n<100K"),
-    (10**6, "100K<n<1M"),
-    (10**7, "1M<n<10M"),
-    (10**8, "10M<n<100M"),
-    (10**9, "100M<n<1B"),
-    (10**10, "1B<n<10B"),
-)
-
-# Licence identifiers of the Hub that open data and models usually carry.
-_LICENCES = """
-apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0
-cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 gemma gfdl gpl
-gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 mit
-mpl-2.0 odbl odc-by pddl postgresql unlicense zlib
-"""
-HUB_LICENCES = frozenset(_LICENCES.split())
-
-# What Markdown, and the Hub's additions to it, see inside a line. `://` would become a link.
-_MARKDOWN = re.compile(r"([\\`*_\[\]|~$#@!]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+UNKNOWN = "unknown"
+# Licences that let anyone give the rows on, changed in form as they are here.
+REDISTRIBUTABLE = (frozenset(n for n in HUB_LICENCES if "-nd-" not in n) | {"psf-2.0"}) - {"cc"}
 
 
-def write_card(
-    mix: Step,
-    report: Step,
+def publish_mix(
+    mix: str,
+    repo: str,
     *,
-    title: str,
-    licence: str | None = None,
-    recipe: str = "",
-    command: str = "",
-    name: str = "card",
-) -> Step:
-    """Write `README.md` into the mix.
+    title: str | None = None,
+    public: bool = False,
+    allowed_licences: Sequence[str] = (),
+    work: str | None = None,
+) -> dict[str, Any]:
+    """Put a finished mix into the dataset repository `repo` (org/name); gives where it is.
 
-    `licence` is the one under which the collection as a whole is given, as the Hub spells it;
-    without it the card lists the licences of the rows.
+    The repository is private unless `public`. `allowed_licences` names licences beside those known
+    to allow redistribution (`unknown`: rows that state none). `work` is where the conversion lies,
+    by default `MIX.publish`. UserError for what cannot be published.
     """
-    config = {"title": title, "licence": licence, "recipe": recipe, "command": command}
-    return Step(
-        name=name,
-        version=1,
-        config=config,
-        inputs={"mix": mix, "report": report},
-        work=_work,
-        summary="write the dataset card",
-    )
-
-
-def _work(context: Context) -> None:
-    folder = context.inputs["mix"]
-    facts = read_manifest(context.inputs["report"]).stats["report"]
-    card = render_card(count_mix(folder), facts, **context.config)
-    folder.write_bytes(CARD, card.encode())
-
-
-def render_card(
-    overview: Overview,
-    facts: Mapping[str, Any],
-    *,
-    title: str,
-    licence: str | None,
-    recipe: str,
-    command: str,
-) -> str:
-    """The text of the card; `facts` as the report step gathered them."""
-    header = metadata(overview, title=title, licence=licence)
-    return (
-        environment(_inline)
-        .get_template("card.md.jinja")
-        .render(
-            header=Markup(yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)),
-            title=title,
-            recipe=recipe,
-            command=_code(command),
-            totals=totals(overview),
-            stages={stage: source_table(overview, stage) for stage in overview.stages},
-            settings={stage["name"]: stage for stage in overview.manifest.config["stages"]},
-            llms=llm_table(overview),
-            tasks=some(facts["evaluation_tasks"], 200),
-            manifest=overview.manifest,
+    check_repo(repo)
+    opened = Mix.open(mix)
+    overview = count_mix(opened.folder)
+    refuse_licences(overview, allowed_licences)
+    if not os.environ.get("HF_TOKEN"):
+        raise UserError(
+            found="no HF_TOKEN in the environment",
+            expected=f"a token with write access to {repo}",
+            do="export HF_TOKEN=...; it is used for the upload and written nowhere",
         )
-    )
-
-
-def metadata(overview: Overview, *, title: str, licence: str | None) -> dict[str, Any]:
-    """The YAML header of the card."""
-    tasks = overview.rows["task"].unique().to_list()
-    queries = max(int(overview.rows.filter(stage=s)["rows"].sum()) for s in overview.stages)
-    tables = ["documents", *overview.stages]
-    default = overview.stages[-1]
-    header: dict[str, Any] = {
-        "pretty_name": visible(title),
-        "license": licence or hub_licences(overview),
-        "language": hub_languages(overview),
-        "task_categories": sorted({_TASK_CATEGORIES[task] for task in tasks}),
-        "size_categories": [next((name for limit, name in _SIZES if queries < limit), "n>1T")],
-        "tags": _tags(overview),
-        "configs": [
-            {
-                "config_name": table,
-                "data_files": [{"split": "train", "path": f"{table}-*.arrow"}],
-                **({"default": True} if table == default else {}),
-            }
-            for table in tables
-        ],
+    url = open_repo(repo, private=not public)  # refused now rather than after the conversion
+    problems = verify_mix(mix)
+    if problems:
+        raise UserError(
+            found=f"{mix} does not verify: {'; '.join(problems[:3])}",
+            expected="a mix whose shards have their digests, schemas and row numbers",
+            do="build the mix again",
+        )
+    place = _work_folder(mix, work, digest=opened.manifest.digest)
+    log.info("publish: converting %s to Parquet", mix)
+    configs = convert(opened, place)
+    for name in (LEDGER, PAGE):
+        if opened.folder.exists(name):
+            (place / name).write_bytes(opened.folder.read_bytes(name))
+    facts = {"evaluation_tasks": evaluation_tasks(gather_facts(steps_beside(opened.folder)))}
+    name = title or repo.split("/")[1]
+    card = published_card(overview, facts, configs=configs, title=name, repo=repo)
+    (place / CARD).write_text(card, encoding="utf-8")
+    message = f"Mix {opened.manifest.fingerprint[:16]}"
+    done = upload_folder(str(place), repo, message=message)
+    shutil.rmtree(place)
+    return {
+        "url": url,
+        "commit": done.commit,
+        "files": done.files,
+        "bytes": done.size,
+        "configs": [config["config_name"] for config in configs],
     }
-    return header
 
 
-def _tags(overview: Overview) -> list[str]:
-    tags = ["text-embeddings", "hard-negatives", "embedmix"]
-    tags += ["synthetic"] if overview.rows["llm"].drop_nulls().len() else []
-    return tags + (["code"] if overview.programming_languages else [])
-
-
-def hub_languages(overview: Overview) -> list[str]:
-    """Language codes as the Hub lists them: ISO 639-1 where there is one, else ISO 639-3."""
-    codes = {_ISO_639_1.get(language, language) for language in overview.languages if language}
-    return sorted(code for code in codes if code in ISO_639_3 or _THREE_LETTERS.fullmatch(code))
-
-
-def hub_licences(overview: Overview) -> list[str]:
-    """The licences of the rows and of the LLMs that wrote some, as the Hub spells them."""
-    stated = set(overview.rows["licence"].to_list())
-    stated |= set(overview.rows["llm_licence"].drop_nulls().to_list())
-    found = {hub_licence(licence) for licence in stated}
-    return sorted(found)
-
-
-def hub_licence(licence: str | None) -> str:
-    """`CC-BY-SA-4.0` -> `cc-by-sa-4.0`; `other` for one that the Hub has no name for."""
-    if not licence:
-        return "unknown"
-    name = licence.strip().lower().replace(" ", "-")
-    return name if name in HUB_LICENCES else "other"
-
-
-def source_table(overview: Overview, stage: str) -> list[dict[str, Any]]:
-    """One line for each task and source of a stage."""
-    lines = []
-    for (task, source), part in overview.rows.filter(stage=stage).group_by("task", "source"):
-        documents = overview.documents.filter(source=source)
-        languages = {*part["language"].unique(), *documents["language"].unique()} - {None}
-        lines.append(
-            {
-                "task": task,
-                "source": source,
-                "origin": ", ".join(sorted(part["origin"].unique())),
-                "rows": int(part["rows"].sum()),
-                "languages": some(sorted(languages)),
-                "licences": some(sorted(part["licence"].drop_nulls().unique())),
-            }
+def refuse_licences(overview: Overview, allowed: Sequence[str]) -> None:
+    """Raise UserError if rows, or LLMs that wrote some, have a licence not known to allow this."""
+    fine = REDISTRIBUTABLE | {licence.strip().lower().replace(" ", "-") for licence in allowed}
+    refused: dict[str, set[str]] = {}
+    for column, owner in (("licence", "source"), ("llm_licence", "llm")):
+        pairs = overview.rows.select(column, owner).unique()
+        for licence, name in pairs.iter_rows():
+            spelled = (licence or UNKNOWN).strip().lower().replace(" ", "-")
+            if name is not None and spelled not in fine:
+                refused.setdefault(licence or UNKNOWN, set()).add(name)
+    if refused:
+        listed = "; ".join(
+            f"{licence}: {', '.join(sorted(names))}" for licence, names in sorted(refused.items())
         )
-    return sorted(lines, key=lambda line: (line["task"], -line["rows"], line["source"]))
+        raise UserError(
+            found=f"licences that are not known to allow redistribution ({listed[:600]})",
+            expected="rows that may be given on: apache-2.0, mit, cc-by-4.0 and the like",
+            do="leave these sources out of the mix, or, if you may publish them, name each licence "
+            "with --allow-licence",
+        )
 
 
-def llm_table(overview: Overview) -> list[dict[str, Any]]:
-    """LLMs that wrote rows: name, licence, rows of all stages."""
-    if not (lines := written_by(overview)):
-        return []
-    keys = ["llm", "llm_licence"]
-    summed = pl.DataFrame(lines).group_by(keys).agg(pl.col("rows").sum()).sort(keys)
-    return list(summed.iter_rows(named=True))
-
-
-def _inline(value: Any) -> Markup:
-    """Nothing reaches the card as it is unless marked so: a forgotten filter cannot open a hole."""
-    return value if isinstance(value, Markup) else markdown(str(value))
-
-
-def markdown(text: str) -> Markup:
-    """The text on one line, so that neither Markdown nor HTML sees anything in it."""
-    line = re.sub(r"\s*\n\s*", " ", visible(text))
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return Markup(_MARKDOWN.sub(r"\\\1", line))
-
-
-def some(names: Sequence[str], limit: int = 8) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _code(command: str) -> Markup:
-    """A command for a fenced block, which it cannot leave."""
-    return Markup(visible(command).replace("```", ""))
+def _work_folder(mix: str, work: str | None, *, digest: str) -> Path:
+    """The folder of the conversion, empty unless it is of this very mix."""
+    if work is None and "://" in mix:
+        raise UserError(
+            found=f"{mix}, which is not a local folder",
+            expected="a local folder for the conversion",
+            do="name one with --work",
+            exit_status=2,
+        )
+    place = Path(work or f"{mix.rstrip('/')}.publish")
+    mark = place / ".mix"
+    if mark.is_file() and mark.read_text() == digest:
+        return place
+    if place.exists() and (not mark.is_file() and any(place.iterdir())):
+        raise UserError(
+            found=f"{place}, which holds other files",
+            expected="a folder that is not there yet, or one of an earlier upload",
+            do="choose another --work, or delete it",
+            exit_status=2,
+        )
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    mark.write_text(digest)
+    return place

@@ -29,9 +29,8 @@ _CHUNK = 1 << 22  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Uploaded:
-    """Where the folder is now: `commit` has all of its `files`, together `size` bytes."""
+    """What was proven: `commit` has all `files` of the folder, together `size` bytes."""
 
-    url: str
     commit: str
     files: int
     size: int
@@ -48,19 +47,27 @@ def check_repo(repo: str) -> None:
         )
 
 
-def upload_folder(folder: str, repo: str, *, private: bool = True, message: str) -> Uploaded:
-    """Upload all files of a local folder, README.md last, and verify them.
+def open_repo(repo: str, *, private: bool = True) -> str:
+    """The address of a dataset repository, made (private unless told) where there is none.
 
-    The repository is made (private unless told) where there is none; one that is there keeps its
-    visibility. Files of the repository that the folder lacks stay. UserError when the Hub refuses,
-    and when it holds other bytes in the end.
+    One that is there keeps its visibility. UserError when the Hub refuses.
     """
     check_repo(repo)
+    with _said_by_the_hub(repo):
+        found = api().create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+    return str(found)
+
+
+def upload_folder(folder: str, repo: str, *, message: str) -> Uploaded:
+    """Upload all files of a local folder to a repository, README.md last, and verify them.
+
+    Hidden files stay here, files of the repository that the folder lacks stay there. UserError when
+    the Hub refuses, and when it holds other bytes in the end.
+    """
     hub, files = api(), _files(folder)
     with _said_by_the_hub(repo):
-        place = hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         everything = {"repo_id": repo, "repo_type": "dataset", "folder_path": folder}
-        done = hub.upload_folder(**everything, ignore_patterns=[CARD], commit_message=message)
+        done = hub.upload_folder(**everything, ignore_patterns=[CARD, ".*"], commit_message=message)
         if CARD in files:
             card = {"allow_patterns": [CARD], "commit_message": f"{message}: card"}
             done = hub.upload_folder(**everything, **card)
@@ -76,7 +83,7 @@ def upload_folder(folder: str, repo: str, *, private: bool = True, message: str)
         )
     log.info("%s: %d files at commit %s, all verified", repo, len(files), commit)
     size = sum(path.stat().st_size for path in files.values())
-    return Uploaded(url=str(place), commit=commit, files=len(files), size=size)
+    return Uploaded(commit=commit, files=len(files), size=size)
 
 
 def _files(folder: str) -> dict[str, Path]:
@@ -123,9 +130,9 @@ def _said_by_the_hub(repo: str) -> Iterator[None]:
             if refused
             else "run the same command again: it goes on where it was cut off",
         ) from error
-    except (errors.HTTPError, OSError) as error:
+    except (errors.HTTPError, OSError, RuntimeError) as error:  # the client wraps what stopped it
         raise UserError(
-            found=f"no connection to the Hub for {repo}: {error}",
-            expected="the Hub, or the one that HF_ENDPOINT names",
+            found=f"the upload to {repo} stopped: {str(error).splitlines()[0][:300]}",
+            expected="the Hub, or the one that HF_ENDPOINT names, to take every file",
             do="run the same command again: it goes on where it was cut off",
         ) from error

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, also inside a job
 
+from datagen.card import write_card
 from datagen.clean import clean
 from datagen.decontaminate import decontaminate
 from datagen.dedup import dedup
@@ -27,7 +28,6 @@ from datagen.language import tag_language
 from datagen.mine import mine_negatives
 from datagen.mix import Stage, write_mix
 from datagen.packaged import resolve_model
-from datagen.publish import write_card
 from datagen.report import write_report
 from datagen.schema import UserError
 from datagen.sources.conversations import ConversationsSource

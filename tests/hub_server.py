@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -128,8 +129,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._json([_entry(repository, path) for path in some])
         if rest.startswith("tree/"):
             inside = rest.split("/", 2)[2] + "/" if rest.count("/") > 1 else ""
-            some = [path for path in sorted(repository.files) if path.startswith(inside)]
-            return self._json([_entry(repository, path) for path in some])
+            recursive = parse_qs(urlsplit(self.path).query).get("recursive") == ["true"]
+            return self._json(_tree(repository, inside, recursive=recursive))
         siblings = [{"rfilename": path} for path in sorted(repository.files)]
         found = {"id": name, "sha": repository.head, "siblings": siblings, "tags": []}
         return self._json({**found, "private": repository.private})
@@ -203,6 +204,16 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(data)
+
+
+def _tree(repository: Repository, inside: str, *, recursive: bool) -> list[dict[str, Any]]:
+    """Files and folders below `inside`, at any depth or only the next."""
+    below = [path for path in sorted(repository.files) if path.startswith(inside)]
+    folders = {parent.as_posix() for path in below for parent in PurePosixPath(path).parents}
+    folders = {path for path in folders if path != "." and path.startswith(inside)}
+    entries = [{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders)]
+    entries += [_entry(repository, path) for path in below]
+    return [e for e in entries if recursive or "/" not in e["path"].removeprefix(inside)]
 
 
 def _entry(repository: Repository, path: str) -> dict[str, Any]:

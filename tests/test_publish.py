@@ -1,133 +1,169 @@
-"""Card: metadata that the Hub's own library reads, configs that load, names that stay names."""
+"""Publishing to a Hub on the loopback with the real client, and reading it back with `datasets`."""
 
 import json
 import os
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-import yaml
-from huggingface_hub import DatasetCard
-from markdown_it import MarkdownIt
-from small_mix import HOSTILE, build, rows_of
+from hub_server import TOKEN, HubState
+from hub_server import upload_hub as upload_hub
+from small_mix import build, rows_of
 
-from datagen.publish import hub_licence, markdown, write_card
+from datagen.cli import main
+from datagen.export import file_names
+from datagen.overview import count_mix
+from datagen.publish import publish_mix, refuse_licences
 from datagen.report import write_report
+from datagen.schema import UserError, format_document
 from datagen.steps import run_steps
-
-TITLE = 'Small: "mix" <b>\n- injected: true'
+from datagen.store import Folder, read_table
 
 
 @pytest.fixture(scope="module")
-def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("card")
-    dedup, mine, mixed = build(str(folder), *rows_of(hostile=True))
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("publish")
+    dedup, mine, mixed = build(str(folder), *rows_of(["trivia", "python", "questions"]))
     report = write_report(mixed, steps=[dedup, mine])
-    card = write_card(mixed, report, title=TITLE, recipe="demo", command="make demo")
-    run_steps([dedup, mine, mixed, report, card], str(folder), executor="local")
+    run_steps([dedup, mine, mixed, report], str(folder), executor="local")
     return folder / "mix"
 
 
-@pytest.fixture(scope="module")
-def card(mix: Path) -> str:
-    return (mix / "README.md").read_text()
+@pytest.fixture
+def mix(built: Path, tmp_path: Path) -> str:
+    return str(shutil.copytree(built, tmp_path / "mix"))
 
 
-def test_the_hub_library_reads_the_metadata(mix: Path) -> None:
-    data = DatasetCard.load(mix / "README.md").data.to_dict()
-    assert data["language"] == ["ar", "de", "en", "zh"]
-    assert data["license"] == ["apache-2.0", "bsd-3-clause", "cc-by-sa-4.0", "mit", "other"]
-    assert data["size_categories"] == ["n<1K"]
-    assert "text-retrieval" in data["task_categories"]
-    assert {"synthetic", "code"} <= set(data["tags"])
-    assert data["pretty_name"] == TITLE
-    assert "injected" not in data
-    assert [config["config_name"] for config in data["configs"]] == [
-        "documents",
-        "pretrain",
-        "finetune",
-    ]
-
-
-def test_the_datasets_library_loads_each_config(mix: Path, tmp_path: Path) -> None:
+def test_a_mix_goes_to_the_hub_and_every_row_comes_back(
+    upload_hub: HubState, mix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["publish", mix, "--repo", "org/small"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    repository = upload_hub.repositories["org/small"]
+    assert repository.private and said["commit"] == repository.head
+    assert repository.commits[-1] == ["README.md"]  # the card comes last
+    assert said["files"] == len(repository.files)
+    assert not (tmp_path / "mix.publish").exists()
+    assert {"retrieval-trivia", "retrieval-trivia-corpus"} <= set(said["configs"])
+    assert TOKEN.encode() not in b"".join(repository.files.values())
     program = (
-        "import datasets, json, sys\n"
-        "sizes = {name: datasets.load_dataset(sys.argv[1], name, split='train').num_rows\n"
-        "         for name in ('documents', 'pretrain', 'finetune')}\n"
-        "print(json.dumps(sizes))\n"
+        "import datasets, json\n"
+        "load = lambda name, split: datasets.load_dataset('org/small', name, split=split)\n"
+        "queries = load('retrieval-trivia', 'finetune').to_list()\n"
+        "corpus = load('retrieval-trivia-corpus', 'train').to_list()\n"
+        "print(json.dumps([queries, corpus]))\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     found = subprocess.run(
-        [sys.executable, "-c", program, str(mix)],
+        [sys.executable, "-c", program],
         env=environment, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    assert json.loads(found.stdout) == {"documents": 118, "pretrain": 43, "finetune": 79}
+    queries, corpus = json.loads(found.stdout)
+    texts = {row["id"]: row["text"] for row in corpus}
+    documents = read_table(Folder(mix), "documents").to_pylist()
+    rows = [r for r in read_table(Folder(mix), "finetune").to_pylist() if r["source"] == "trivia"]
+    assert [q["question_id"] for q in queries] == [row["query_id"] for row in rows]
+    for query, row in zip(queries, rows, strict=True):
+        assert query["question"] == row["query"] and query["licence"] == row["licence"]
+        for side, link in (("positives", "pos_doc"), ("negatives", "neg_doc")):
+            wanted = [documents[number] for number in row[side]]
+            wanted_texts = [format_document(d["title"], d["text"]) for d in wanted]
+            assert [texts[d["id"]] for d in query[link]] == wanted_texts
+        assert [d["score"] for d in query["neg_doc"]] == row["negative_scores"]
 
 
-def test_the_lines_of_python_run_as_printed(mix: Path, card: str) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert len([line for line in program.splitlines() if line]) == 5
-    found = subprocess.run(
-        [sys.executable, "-c", program], cwd=mix, capture_output=True, text=True, check=True
-    )
-    assert "document" in found.stdout
+def test_an_upload_that_was_cut_off_goes_on_and_sends_nothing_twice(
+    upload_hub: HubState, mix: str, tmp_path: Path
+) -> None:
+    upload_hub.refuse = 1
+    with pytest.raises(UserError) as cut:
+        publish_mix(mix, "org/small")
+    assert "goes on where it was cut off" in cut.value.do
+    assert upload_hub.repositories["org/small"].commits == []  # no card, nothing half
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "mix.publish").rglob("*.parquet")}
+    assert before
+    arrived = set(upload_hub.objects)
+    first = len(upload_hub.uploads)
+    done = publish_mix(mix, "org/small")
+    assert done["files"] == len(upload_hub.repositories["org/small"].files)
+    assert not arrived & set(upload_hub.uploads[first:])
+    uploads = len(upload_hub.uploads)
+    publish_mix(mix, "org/small")
+    assert len(upload_hub.uploads) == uploads  # the same mix again: nothing to send
 
 
-def test_names_cannot_become_markup(card: str) -> None:
-    body = card.split("---\n", 2)[2]
-    rendered = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(body)
-    assert "<b>" not in rendered and "<i>" not in rendered and "<a " not in rendered
-    row = "<td>evil|source`&lt;b&gt; [x](javascript:alert(1))</td>"
-    assert rendered.count(row) == 2
-    assert rendered.count("<table>") == 4
-    assert "<li>injected" not in rendered
+def test_what_arrives_changed_is_found(upload_hub: HubState, mix: str) -> None:
+    upload_hub.tamper = {"retrieval-trivia/corpus-00000.parquet"}
+    with pytest.raises(UserError, match="retrieval-trivia/corpus-00000.parquet"):
+        publish_mix(mix, "org/small")
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("change", "repo", "found", "status"),
     [
-        HOSTILE["source"],
-        "a | b",
-        "*b* _i_ `c`",
-        "[x](http://x)",
-        "![i](u)",
-        "<!-- -->",
-        "&lt;",
-        "1\n# two",
+        ("", "no-slash", "repository 'no-slash'", 2),
+        ("token", "org/small", "no HF_TOKEN", 1),
+        ("damage", "org/small", "does not verify", 1),
+        ("files", "org/small", "holds other files", 2),
     ],
 )
-def test_escaped_text_reads_as_it_was(name: str) -> None:
-    rendered = MarkdownIt("commonmark", {"html": True}).render(f"- x {markdown(name)}")
-    text = re.sub(r"\s+", " ", name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    assert rendered == f"<ul>\n<li>x {text}</li>\n</ul>\n"
+def test_what_cannot_be_published_is_refused_before_anything_is_sent(
+    upload_hub: HubState,
+    mix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    repo: str,
+    found: str,
+    status: int,
+) -> None:
+    if change == "token":
+        monkeypatch.delenv("HF_TOKEN")
+    elif change == "damage":
+        shard = Path(mix) / "documents-00000.arrow"
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+    elif change == "files":
+        Path(f"{mix}.publish").mkdir()
+        (Path(f"{mix}.publish") / "mine.txt").write_text("mine")
+    assert main(["publish", mix, "--repo", repo]) == status
+    said = capsys.readouterr().err
+    assert found in said and "do: " in said and "Traceback" not in said
+    assert upload_hub.uploads == []
 
 
-def test_the_body_says_what_the_mix_is(card: str) -> None:
-    assert "| bitext | catalogs | public | 13 | arb, eng | bsd-3-clause |" in card
-    assert "| retrieval | questions | synthetic | 13 | eng | apache-2.0 |" in card
-    assert "| tiny-llm | apache-2.0 | 27 |" in card
-    assert "The licence of each LLM applies to what it wrote" in card
-    assert "evaluation tasks were removed: faq-test, news-test." in card
-    assert "```\nmake demo\n```" in card and "Recipe demo, fingerprint" in card
-    assert not re.search(r"\n\n\n", card)
+def test_rows_that_may_not_be_given_on_are_named(tmp_path: Path) -> None:
+    queries, documents, found = rows_of(["trivia", "python"])
+    for row in queries:
+        if row["source"] == "python":
+            row["licence"] = None
+    build(str(tmp_path), queries, documents, found)
+    overview = count_mix(Folder(f"{tmp_path}/mix"))
+    with pytest.raises(UserError, match="unknown: python") as refused:
+        refuse_licences(overview, [])
+    assert "--allow-licence" in refused.value.do
+    refuse_licences(overview, ["unknown"])
 
 
-def test_one_licence_for_the_collection_can_be_given(mix: Path, tmp_path: Path) -> None:
-    dedup, mine, mixed = build(str(tmp_path), *rows_of(["trivia"]))
-    report = write_report(mixed, steps=[dedup, mine])
-    card = write_card(mixed, report, title="One", licence="cc-by-sa-4.0")
-    run_steps([dedup, mine, mixed, report, card], str(tmp_path), executor="local")
-    text = (tmp_path / "mix" / "README.md").read_text()
-    header = yaml.safe_load(text.split("---\n")[1])
-    assert header["license"] == "cc-by-sa-4.0"
-    assert "synthetic" not in header["tags"]
-    assert "No row of this mix was written by an LLM." in text
+def test_conversion_names_are_distinct_on_any_file_system() -> None:
+    keys = [("sts", "a/b"), ("sts", "a:b"), ("sts", "A b")]
+    assert sorted(file_names(keys).values()) == ["sts-A-b", "sts-a-b-2", "sts-a-b-3"]
 
 
-def test_licences_are_spelled_as_the_hub_does() -> None:
-    assert hub_licence("CC-BY-SA-4.0") == "cc-by-sa-4.0"
-    assert hub_licence("Apache 2.0") == "apache-2.0"
-    assert hub_licence("PSF-2.0") == "other"
-    assert hub_licence(None) == "unknown"
+def test_large_sources_are_cut_into_files(
+    upload_hub: HubState, mix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datagen import published
+    from datagen.export import Mix
+
+    monkeypatch.setattr(published, "ROWS_PER_FILE", 5)
+    monkeypatch.setattr(published, "BLOCK_ROWS", 4)
+    published.convert(Mix.open(mix), tmp_path / "out")
+    files = sorted((tmp_path / "out" / "retrieval-trivia").glob("corpus-*.parquet"))
+    assert len(files) > 1
+    ids = [id for file in files for id in pq.read_table(file)["id"].to_pylist()]
+    assert ids == sorted(set(ids), key=int)
