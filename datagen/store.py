@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from datagen.schema import SCHEMA_VERSION, UserError, check_schema
 
 MANIFEST = "manifest.json"
-PARQUET_ROWS = 1 << 15
+PARQUET_ROWS = 1 << 14
 BATCH_ROWS = 4096  # rows per Arrow record batch inside a shard; keeps string offsets below 2 GiB
 
 
