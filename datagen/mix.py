@@ -40,7 +40,7 @@ from datagen.mix_rows import (
     threads,
 )
 from datagen.schema import MIX_DOCUMENT, MIX_ROW, UserError
-from datagen.stages import QueryKeys, Stage, choose, eligible
+from datagen.stages import QueryKeys, Stage, choose, eligible, usable
 from datagen.steps import Context, LedgerRow, Step
 from datagen.store import Folder, Shard, read_manifest
 
@@ -337,9 +337,8 @@ def _ledger(
     """Queries in = kept in a stage + too few negatives + over budget + in no stage's scope."""
     taken, wanted, enough = (np.zeros(len(keys), dtype=bool) for _ in range(3))
     for stage in stages:
-        scope = eligible(keys, stage)
-        wanted |= scope
-        enough |= scope & (keys.negatives >= stage.negatives)
+        wanted |= eligible(keys, stage)
+        enough |= usable(keys, stage)
         taken[chosen[stage.name]] = True
     reasons = ("kept", "over_budget", "too_few_negatives", "in_no_stage")
     reason = np.select([taken, enough, wanted], [0, 1, 2], 3).astype(np.int64)
