@@ -7,14 +7,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
-from small_mix import build, rows_of
+from small_mix import build, mined, rows_of
 
+from datagen.clean import clean
+from datagen.compare_mixes import diff_mixes
+from datagen.dedup import dedup
+from datagen.ingest import ingest
+from datagen.mix import write_mix
 from datagen.mixes import MIXES, f2llm, nemotron
-from datagen.schema import UserError
-from datagen.store import Folder, read_manifest, read_table
-from recipes.build_mix import main
+from datagen.schema import MINED, UserError
+from datagen.sources import Source
+from datagen.stages import Stage
+from datagen.steps import Context, Step, run_steps
+from datagen.store import Folder, read_table
+from datagen.verify import verify_mix
+from recipes.build_mix import main, published
+from recipes.public_pairs import read_sources
 
 
 def test_nemotron_has_the_rows_of_its_tables() -> None:
@@ -112,6 +123,14 @@ def faq(folder: Path, name: str, rows: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def faq_source(folder: Path, name: str, rows: int) -> Source:
+    """That source as a recipe reads it."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump([faq(folder, name, rows)]))
+    (found,) = read_sources(str(path))
+    return found
+
+
 def test_mistakes_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump([faq(tmp_path, "faq", 3)]))
     command = ["--recipe", "nemotron", "--output", str(tmp_path / "out")]
@@ -124,17 +143,73 @@ def test_mistakes_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_two_variants_of_a_paper_s_mix_by_the_command(
-    tmp_path: Path, model_cache: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
+def near_in_order(deduped: Step, *, name: str) -> Step:
+    """Stands in for mining: the four documents of the query's source that follow its positive."""
+
+    def work(context: Context) -> None:
+        folder = context.inputs["deduped"]
+        documents = read_table(folder, "documents").select(["doc_id", "source"]).to_pylist()
+        rows = []
+        for query in read_table(folder, "queries").to_pylist():
+            own = sorted(d["doc_id"] for d in documents if d["source"] == query["source"])
+            at = own.index(query["positives"][0])
+            rows.append(mined(query, [own[(at + k) % len(own)] for k in range(1, 5)]))
+        table = pa.Table.from_pylist(rows, schema=MINED)
+        context.write("mined", table, MINED, rows_per_shard=1000)
+
+    return Step(name=name, version=1, config={}, inputs={"deduped": deduped}, work=work)
+
+
+def test_a_source_is_added_to_a_finished_mix_and_the_old_ones_are_not_touched(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("EMBEDMIX_CACHE", model_cache)
-    sources = [faq(tmp_path, "nemotron/squad", 30), faq(tmp_path, "nemotron/fever", 30)]
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(sources))
-    command = ["--recipe", "nemotron", "--sources", str(tmp_path / "s.yaml"), "--variants", "2"]
-    command += ["--encoder", "all-minilm-l6-v2", "--output", str(tmp_path / "out")]
-    assert main(command) == 0
-    one, two = (read_manifest(Folder(str(tmp_path / "out" / f"mix-{i}"))) for i in (1, 2))
+    old, new = (faq_source(tmp_path, name, rows) for name, rows in (("history", 30), ("music", 20)))
+    stages = (Stage(name="finetune", negatives=4),)
+    pairs = clean(ingest(old))
+    first = dedup(pairs)
+    mine = near_in_order(first, name="mine")
+    steps = [*pairs.inputs.values(), pairs, first, mine, write_mix(first, mine, stages=stages)]
+    run_steps(steps, str(tmp_path / "out"), executor="local")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}
+
+    read = ingest(new, name="ingest_music")
+    more = clean(read, name="clean_music")
+    both = dedup(more, against=first, name="dedup_music")
+    again = near_in_order(both, name="mine_music")
+    mix = write_mix(both, again, stages=stages, name="mix_music")
+    with caplog.at_level(logging.INFO, logger="embedmix"):
+        done = run_steps(
+            [*steps, read, more, both, again, mix], str(tmp_path / "out"), executor="local"
+        )
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert caplog.text.count("up to date") == len(steps)
+    assert {row["source"] for row in done["clean_music"].ledger} == {"music"}
+    kept = ("queries", "documents")
+    shards = [(s.table, s.sha256) for s in done["dedup"].shards if s.table in kept]
+    assert set(shards) <= {(s.table, s.sha256) for s in done["dedup_music"].shards}
+    told = diff_mixes(str(tmp_path / "out" / "mix"), str(tmp_path / "out" / "mix_music"))
+    by_source = {
+        row["source"]: (row["added"], row["removed"], row["changed"]) for row in told["rows"]
+    }
+    assert by_source == {"history": (0, 0, 0), "music": (20, 0, 0)}
+    assert told["documents"]["removed"] == 0 and told["negatives_kept"] == {"finetune": 1.0}
+
+
+@pytest.mark.slow
+def test_two_variants_of_a_paper_s_mix(tmp_path: Path, model_cache: str) -> None:
+    names = ["nemotron/squad", "nemotron/fever"]
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump([faq(tmp_path, n, 30) for n in names]))
+    steps = published(
+        "nemotron",
+        sources=read_sources(str(tmp_path / "s.yaml")),
+        against=(),
+        encoder="all-minilm-l6-v2",
+        cache=model_cache,
+        variants=2,
+    )
+    done = run_steps(steps, str(tmp_path / "out"), executor="local")
+    one, two = done["mix-1"], done["mix-2"]
     assert one.table("documents") == two.table("documents")
-    assert one.stats["stages"]["finetune"]["source"].keys() <= {"nemotron/squad", "nemotron/fever"}
+    assert one.stats["stages"]["finetune"]["source"].keys() <= set(names)
     assert (tmp_path / "out" / "mix-2" / "README.md").exists()
+    assert verify_mix(str(tmp_path / "out" / "mix-2")) == []
