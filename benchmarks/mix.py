@@ -228,7 +228,8 @@ def read(rows: int, folder: str) -> dict[str, Any]:
             memory.append(anonymous_mib())
         found[stage] = {
             "rows": len(data.rows), "open": opened, "plan": planned,
-            "cold": cold, "warm": rate, "busy": busy, "anonymous": memory, "resident": resident_mib(),
+            "cold": cold, "warm": rate, "busy": busy,
+            "anonymous": memory, "resident": resident_mib(),
         }  # fmt: skip
         del data, plan
     return found

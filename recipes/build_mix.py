@@ -4,8 +4,8 @@
     ray job submit --working-dir . -- python recipes/build_mix.py --recipe demo --output URI
     python recipes/build_mix.py --recipe nemotron --sources YAML --encoder M --output out/nemotron
 
-`nemotron` and `f2llm` are the public halves of two papers' mixes (datagen.mixes), over the sources
-of a YAML file as in recipes/public_pairs.py, or those of the catalogue that can be read now.
+`nemotron` and `f2llm` are the public halves of two papers' mixes (datagen.mixes), over sources of a
+YAML file as in recipes/public_pairs.py, or all of the catalogue that can be read now.
 
 With plain `python` it starts Ray on this machine; inside a Ray job it joins the cluster. Building a
 recipe returns steps and runs nothing; one line in `main` runs them. Running again does nothing for

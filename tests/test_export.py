@@ -246,7 +246,8 @@ def test_the_command_and_its_mistakes(
             words[at] = word if at != 4 else words[4]
         assert main(words) == 2
         assert message in capsys.readouterr().err
-    assert main([*command[:4], "--output", str(tmp_path / "y"), "--stage", "warmup"]) == 2
+    for option in (["--stage", "warmup"], ["--negatives", "0"]):
+        assert main([*command[:4], "--output", str(tmp_path / "y"), *option]) == 2
     with pytest.raises(UserError, match="one of sentence-transformers"):
         writer_of("mds")
 
