@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datagen.mix_rows import Sharded, take_ordered
+from datagen.mix_shards import Sharded, take_ordered
 from datagen.schema import MIX_DOCUMENT, STAGES, UserError
 from datagen.store import Folder, Manifest, read_manifest
 
@@ -153,7 +153,14 @@ def export_mix(
     """
     mix = Mix.open(uri)
     stage = mix.stage(stage)
-    count = negatives or _negatives_of(mix.manifest, stage)
+    count = _negatives_of(mix.manifest, stage) if negatives is None else negatives
+    if count < 1:
+        raise UserError(
+            found=f"{count} negatives",
+            expected="at least 1",
+            do="mend --negatives",
+            exit_status=2,
+        )
     target = _new_folder(output)
     place = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     place.mkdir(parents=True)

@@ -17,32 +17,19 @@ section 3): retrieval with one negative first, then all tasks with four.
 """
 
 import difflib
-import os
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from datagen.mix_ids import DocumentLookup, id_numbers
-from datagen.mix_rows import (
-    RowMaker,
-    Run,
-    Sharded,
-    gather,
-    read_keys,
-    referred,
-    take_ordered,
-    threads,
-)
-from datagen.schema import MIX_DOCUMENT, MIX_ROW, UserError
-from datagen.stages import QueryKeys, Stage, choose, eligible
+from datagen.document_table import Inputs, cut, link_documents, write_all, write_documents
+from datagen.mix_rows import RowMaker
+from datagen.mix_shards import Run, gather, threads
+from datagen.schema import MIX_ROW, UserError
+from datagen.stages import QueryKeys, Stage, choose, eligible, usable
 from datagen.steps import Context, LedgerRow, Step
-from datagen.store import Folder, Shard, read_manifest
 
 BLOCK_ROWS = 1 << 19  # gathered at once; about 500 bytes each
 
@@ -110,24 +97,24 @@ def mix_documents(
 
 def _write_shared(context: Context) -> None:
     with threads() as run:
-        inputs = _Inputs.of(context, run)
+        inputs = Inputs.of(context, run)
         chosen = [
             part
             for mix in context.config["mixes"]
             for part in _choose(inputs.keys, _stages(mix), seed=mix["seed"]).values()
         ]
-        _write_documents(context, inputs, chosen, run=run)
+        write_documents(context, inputs, chosen, run=run)
 
 
 def _write_mix(context: Context) -> None:
     config, stages = context.config, _stages(context.config)
     with threads() as run:
-        inputs = _Inputs.of(context, run)
+        inputs = Inputs.of(context, run)
         chosen = _choose(inputs.keys, stages, seed=config["seed"])
         if "documents" in context.inputs:
-            lookup, numbers = _link_documents(context, run=run)
+            lookup, numbers = link_documents(context, run=run)
         else:
-            lookup, numbers = _write_documents(context, inputs, list(chosen.values()), run=run)
+            lookup, numbers = write_documents(context, inputs, list(chosen.values()), run=run)
         maker = RowMaker(
             inputs.queries, inputs.mined, lookup=lookup, numbers=numbers, config=config
         )
@@ -138,23 +125,6 @@ def _write_mix(context: Context) -> None:
     context.facts["stages"] = {s.name: _counts(inputs.keys, chosen[s.name]) for s in stages}
     context.facts["blocks"] = {s.name: blocks(inputs.keys, chosen[s.name]) for s in stages}
     context.facts["documents"] = sum(s.rows for s in context.shards if s.table == "documents")
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The tables of the steps before, and the keys of the queries."""
-
-    queries: Sharded
-    mined: Sharded
-    documents: Sharded
-    keys: QueryKeys
-
-    @classmethod
-    def of(cls, context: Context, run: Run) -> "_Inputs":
-        queries = Sharded.of(context.inputs["deduped"], "queries")
-        documents = Sharded.of(context.inputs["deduped"], "documents")
-        mined = Sharded.of(context.inputs["mined"], "mined")
-        return cls(queries, mined, documents, read_keys(queries, mined, run=run))
 
 
 def _stages(config: Mapping[str, Any]) -> list[Stage]:
@@ -194,115 +164,14 @@ def _by_origin(keys: QueryKeys, rows: np.ndarray) -> list[np.ndarray]:
     return [part for part in (rows[public], rows[~public]) if len(part)]
 
 
-def _document_ids(documents: Sharded, *, run: Run) -> Iterator[np.ndarray]:
-    def numbers(shard: int) -> np.ndarray:
-        column = documents.open(shard)["doc_id"]
-        return np.concatenate([id_numbers(chunk) for chunk in column.chunks])
-
-    yield from run(numbers, range(len(documents.names)))
-
-
-def _write_documents(
-    context: Context, inputs: _Inputs, chosen: Sequence[np.ndarray], *, run: Run
-) -> tuple[DocumentLookup, np.ndarray]:
-    """Write the documents that the rows refer to: those of public rows first, by id.
-
-    Gives the lookup of all documents and the new row of each (-1: left out).
-    """
-    config = context.config
-    lookup = DocumentLookup(_document_ids(inputs.documents, run=run))
-    used = _used(inputs, chosen, lookup, limit=config["max_negatives"], run=run)
-    by_id = used[lookup.order]
-    parts = [lookup.order[by_id == rank] for rank in (0, 1)]
-    new = np.full(len(lookup), -1, dtype=np.int64)
-    new[np.concatenate(parts)] = np.arange(sum(len(part) for part in parts))
-    step = config["rows_per_shard"]
-    make = partial(_documents_of, inputs.documents)
-    for part in parts:
-        for block in _cut(part, max(BLOCK_ROWS // 4 // step, 1) * step):
-            tables = gather(inputs.documents, block, make, rows_per_shard=step, run=run)
-            _write_all(context, "documents", tables, MIX_DOCUMENT)
-    return lookup, new
-
-
-def _documents_of(documents: Sharded, shard: int, rows: np.ndarray) -> pa.Table:
-    return take_ordered(documents.open(shard).select(MIX_DOCUMENT.names), rows)
-
-
-def _used(
-    inputs: _Inputs,
-    chosen: Sequence[np.ndarray],
-    lookup: DocumentLookup,
-    *,
-    limit: int,
-    run: Run,
-) -> np.ndarray:
-    """For each document 0: of a public row, 1: of synthetic rows only, 2: of none."""
-    wanted = np.zeros(len(inputs.keys), dtype=bool)
-    for rows in chosen:
-        wanted[rows] = True
-    by_public, by_any = (np.zeros(len(lookup), dtype=bool) for _ in range(2))
-
-    def mark(shard: int) -> None:
-        begin, end = inputs.mined.starts[shard : shard + 2]
-        rows = np.flatnonzero(wanted[begin:end])
-        public = inputs.keys.public[begin:end][rows]
-        table = take_ordered(inputs.mined.open(shard).select(["positives", "negatives"]), rows)
-        for ids, named_by in referred(table, limit=limit):
-            found = lookup.rows(ids)
-            by_any[found] = True
-            by_public[found[public[named_by]]] = True
-
-    for _ in run(mark, range(len(inputs.mined.names))):
-        pass
-    return np.where(by_public, 0, np.where(by_any, 1, 2)).astype(np.int8)
-
-
-def _cut(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
 def _write_rows(
     context: Context, maker: RowMaker, stage: Stage, rows: np.ndarray, *, run: Run
 ) -> None:
     step = context.config["rows_per_shard"]
-    for block in _cut(rows, max(BLOCK_ROWS // step, 1) * step):
+    for block in cut(rows, max(BLOCK_ROWS // step, 1) * step):
         make = partial(maker.make, stage)
         tables = gather(maker.queries, block, make, rows_per_shard=step, run=run)
-        _write_all(context, stage.name, tables, MIX_ROW)
-
-
-def _write_all(context: Context, name: str, tables: Iterator[pa.Table], schema: pa.Schema) -> None:
-    for table in tables:
-        context.write(name, table, schema, rows_per_shard=len(table))
-
-
-def _link_documents(context: Context, *, run: Run) -> tuple[DocumentLookup, np.ndarray]:
-    """Take the shards of a step of `mix_documents` into the mix."""
-    folder = context.inputs["documents"]
-    for shard in read_manifest(folder).table("documents"):
-        link(folder, context.folder, shard)
-        context.shards.append(shard)
-    lookup = DocumentLookup(_document_ids(Sharded.of(folder, "documents"), run=run))
-    return lookup, np.arange(len(lookup))
-
-
-def link(source: Folder, target: Folder, shard: Shard) -> None:
-    """Give a folder a shard of another one: the same file where the disk can, else a copy."""
-    if source.is_local and target.is_local:
-        place = Path(target.path(shard.name))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            os.link(source.path(shard.name), temporary)
-        except OSError:  # another disk, or one without links
-            pass
-        else:
-            os.replace(temporary, place)
-            temporary.unlink(missing_ok=True)  # replace leaves it where both are one file
-            return
-    target.write_bytes(shard.name, source.read_bytes(shard.name))
+        write_all(context, stage.name, tables, MIX_ROW)
 
 
 def blocks(keys: QueryKeys, rows: np.ndarray) -> list[dict[str, Any]]:
@@ -337,9 +206,8 @@ def _ledger(
     """Queries in = kept in a stage + too few negatives + over budget + in no stage's scope."""
     taken, wanted, enough = (np.zeros(len(keys), dtype=bool) for _ in range(3))
     for stage in stages:
-        scope = eligible(keys, stage)
-        wanted |= scope
-        enough |= scope & (keys.negatives >= stage.negatives)
+        wanted |= eligible(keys, stage)
+        enough |= usable(keys, stage)
         taken[chosen[stage.name]] = True
     reasons = ("kept", "over_budget", "too_few_negatives", "in_no_stage")
     reason = np.select([taken, enough, wanted], [0, 1, 2], 3).astype(np.int64)

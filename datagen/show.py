@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from datagen.export import Mix
-from datagen.mix_rows import take_ordered
+from datagen.mix_shards import take_ordered
 from datagen.overview import steps_beside
 from datagen.report import visible
 from datagen.schema import UserError

@@ -29,6 +29,7 @@ class Stage:
 
     name: str
     negatives: int  # a query with fewer is dropped from this stage, counted
+    task_negatives: Mapping[str, int] = field(default_factory=dict)  # another number for a task
     tasks: tuple[str, ...] = TASKS
     sources: tuple[str, ...] | None = None  # None: every source
     rows_per_source: int | None = None  # F2LLM-v2 caps stage 2 at 80,000
@@ -54,14 +55,16 @@ class Stage:
             )
 
     def _problem(self) -> tuple[str, str] | None:
-        unknown = [t for t in (*self.tasks, *self.task_rows) if t not in TASKS]
+        named = (*self.tasks, *self.task_rows, *self.task_negatives)
+        unknown = [t for t in named if t not in TASKS]
+        negatives = (self.negatives, *self.task_negatives.values())
         shares = (self.instruction_share, self.symmetric_share)
         rows = [self.rows_per_source, self.rows, *self.source_rows.values()]
         rows += [*self.task_rows.values(), *self.language_rows.values()]
         checks = (
             (self.name in STAGES, f"name {self.name!r}", f"one of {', '.join(STAGES)}"),
             (not unknown, f"tasks {unknown}", f"tasks of {', '.join(TASKS)}"),
-            (self.negatives >= 1, f"{self.negatives} negatives", "at least 1 negative"),
+            (min(negatives) >= 1, f"{min(negatives)} negatives", "at least 1 negative"),
             (all(0 <= s <= 1 for s in shares), f"shares {shares}", "shares from 0 to 1"),
             (all(r is None or r > 0 for r in rows), f"rows {rows}", "numbers of rows above 0"),
             (self.shared_by in GROUPS, f"shared_by {self.shared_by!r}", f"one of {GROUPS}"),
@@ -112,9 +115,15 @@ def eligible(keys: QueryKeys, stage: Stage) -> np.ndarray:
     return mask
 
 
+def usable(keys: QueryKeys, stage: Stage) -> np.ndarray:
+    """Mask of the eligible queries that have as many negatives as the stage asks of their task."""
+    needed = [stage.task_negatives.get(task, stage.negatives) for task in keys.names["task"]]
+    return eligible(keys, stage) & (keys.negatives >= np.array(needed)[keys.task])
+
+
 def choose(keys: QueryKeys, stage: Stage, *, seed: int) -> np.ndarray:
     """Row positions of the queries that a stage takes, in the order in which it stores them."""
-    rows = np.flatnonzero(eligible(keys, stage) & (keys.negatives >= stage.negatives))
+    rows = np.flatnonzero(usable(keys, stage))
     if limited(stage):
         rows = _within_limits(keys, rows, stage, seed=seed)
     # Inside a source a query id is a hash, so the order there is random.

@@ -157,7 +157,7 @@ def row_problems(table: pa.Table, stage: Mapping[str, Any], documents: int) -> I
         yield from _score_problems(side, numbers, scores)
     positives, negatives = sides["positive"], sides["negative"]
     yield from _say(np.flatnonzero(positives.lengths < 1), "without a positive")
-    few = np.flatnonzero(negatives.lengths < stage["negatives"])
+    few = np.flatnonzero(negatives.lengths < _needed(table, stage))
     yield from _say(few, f"with fewer than {stage['negatives']} negatives")
     both = np.isin(_keys(negatives, documents), _keys(positives, documents))
     yield from _say(negatives.rows[both], "with a positive among the negatives")
@@ -191,6 +191,14 @@ def _score_problems(side: str, numbers: _Lists, scores: _Lists) -> Iterator[str]
 def _keys(numbers: _Lists, documents: int) -> np.ndarray:
     """One number for each (row, document)."""
     return numbers.rows * max(1, documents) + numbers.values
+
+
+def _needed(table: pa.Table, stage: Mapping[str, Any]) -> np.ndarray:
+    """How many negatives the stage asks of each row, by its task."""
+    by_task = stage.get("task_negatives", {})
+    encoded = table["task"].combine_chunks().dictionary_encode()
+    needed = [by_task.get(task, stage["negatives"]) for task in encoded.dictionary.to_pylist()]
+    return np.array(needed, dtype=np.int64)[encoded.indices.to_numpy()]
 
 
 def _say(rows: np.ndarray, what: str) -> Iterator[str]:

@@ -2,6 +2,10 @@
 
     python recipes/build_mix.py --recipe demo --output out/demo
     ray job submit --working-dir . -- python recipes/build_mix.py --recipe demo --output URI
+    python recipes/build_mix.py --recipe nemotron --sources YAML --encoder M --output out/nemotron
+
+`nemotron` and `f2llm` are the public halves of two papers' mixes (datagen.mixes), over sources of a
+YAML file as in recipes/public_pairs.py, or all of the catalogue that can be read now.
 
 With plain `python` it starts Ray on this machine; inside a Ray job it joins the cluster. Building a
 recipe returns steps and runs nothing; one line in `main` runs them. Running again does nothing for
@@ -23,20 +27,24 @@ from datagen.clean import clean
 from datagen.decontaminate import decontaminate
 from datagen.dedup import dedup
 from datagen.holdout import HeldOut, hold_out
-from datagen.ingest import ingest
+from datagen.ingest import ingest, source
 from datagen.language import tag_language
 from datagen.mine import mine_negatives
-from datagen.mix import Stage, write_mix
+from datagen.mix import mix_documents, write_mix
+from datagen.mixes import MIXES
 from datagen.packaged import resolve_model
 from datagen.report import write_report
 from datagen.schema import UserError
+from datagen.sources import Source
 from datagen.sources.conversations import ConversationsSource
 from datagen.sources.gettext import GettextSource
 from datagen.sources.pycode import PycodeSource
+from datagen.stages import Stage
 from datagen.steps import Step, run_steps
 from datagen.synthesize import LLM, synthesize, write_tasks
+from recipes.public_pairs import public_pairs, read_sources
 
-DISK_GIB = 2  # what a build of the demo may leave in --output
+DISK_GIB = 2  # what a build of the demo may leave in --output; the least of any
 LANGUAGES_HELD_OUT = ("deu_Latn", "fra_Latn", "spa_Latn", "por_Latn", "ita_Latn", "nld_Latn")
 
 
@@ -111,6 +119,42 @@ def demo(*, cache: str, smoke: bool) -> list[Step]:
     return in_order(card)
 
 
+def published(
+    recipe: str,
+    *,
+    sources: Sequence[Source],
+    against: Sequence[str],
+    encoder: str,
+    cache: str,
+    variants: int = 1,
+) -> list[Step]:
+    """The mix of a paper over the sources at hand; `variants` differ in which rows they drew."""
+    told = MIXES[recipe]()
+    stages = told.stages_for([source.name for source in sources])
+    *_, pairs = public_pairs(sources, against=against)
+    model, _ = resolve_model(encoder, cache)
+    mined = mine_negatives(pairs, encoder=model, margin=0.95, negatives=told.max_negatives)
+    shared = None
+    if variants > 1:
+        mixes = [(stages, seed) for seed in range(variants)]
+        shared = mix_documents(pairs, mined, mixes=mixes, max_negatives=told.max_negatives)
+    cards = []
+    for seed in range(variants):
+        end = f"-{seed + 1}" if shared else ""
+        mix = write_mix(
+            pairs,
+            mined,
+            stages=stages,
+            seed=seed,
+            max_negatives=told.max_negatives,
+            documents=shared,
+            name=f"mix{end}",
+        )
+        report = write_report(mix, steps=in_order(mix)[:-1], name=f"report{end}")
+        cards.append(write_card(mix, report, title=f"{recipe}{end}", name=f"card{end}"))
+    return in_order(*cards)
+
+
 RECIPES: dict[str, Callable[..., list[Step]]] = {"demo": demo}
 
 
@@ -144,26 +188,60 @@ def check_disk(output: str, *, gib: float) -> None:
         )
 
 
+def _published(arguments: argparse.Namespace, cache: str) -> list[Step]:
+    """The steps that the arguments of a paper's recipe ask for."""
+    if arguments.encoder is None or arguments.variants < 1 or arguments.smoke:
+        raise UserError(
+            found=f"--encoder {arguments.encoder}, --variants {arguments.variants}"
+            + (", --smoke" if arguments.smoke else ""),
+            expected="a model to mine with, at least one variant, and all rows",
+            do="give --encoder, e.g. a folder of Qwen3-Embedding-8B or all-minilm-l6-v2",
+            exit_status=2,
+        )
+    recipe = MIXES[arguments.recipe]()
+    if arguments.sources:
+        sources = read_sources(arguments.sources)
+    else:
+        sources = [source("catalog", name=name) for name in recipe.ready()]
+    return published(
+        arguments.recipe,
+        sources=sources,
+        against=arguments.against,
+        encoder=arguments.encoder,
+        cache=cache,
+        variants=arguments.variants,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="one of " + ", ".join(RECIPES))
+    known = [*RECIPES, *MIXES]
+    parser.add_argument("--recipe", required=True, help="one of " + ", ".join(known))
     parser.add_argument("--output", required=True, help="folder or URI for steps/ and mix/")
-    parser.add_argument("--smoke", action="store_true", help="the same steps on very few rows")
+    parser.add_argument("--smoke", action="store_true", help="demo: the same steps on few rows")
+    paper = parser.add_argument_group("recipes of papers (" + ", ".join(MIXES) + ")")
+    paper.add_argument("--sources", metavar="YAML", help="a list of sources (the catalogue's)")
+    paper.add_argument("--against", nargs="+", default=[], metavar="TASKS", help="kept out")
+    paper.add_argument("--encoder", metavar="M", help="model folder or packaged name, for mining")
+    paper.add_argument("--variants", type=int, default=1, metavar="N", help="mixes to merge (1)")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     try:
-        if arguments.recipe not in RECIPES:
+        if arguments.recipe not in known:
             raise UserError(
                 found=f"recipe {arguments.recipe!r}",
-                expected="one of " + ", ".join(RECIPES),
+                expected="one of " + ", ".join(known),
                 do="name one of these, or add yours to RECIPES",
                 exit_status=2,
             )
+        cache = os.path.abspath(os.environ.get("EMBEDMIX_CACHE", ".cache/embedmix"))
         check_disk(arguments.output, gib=DISK_GIB)
-        cache = os.environ.get("EMBEDMIX_CACHE", ".cache/embedmix")
-        steps = RECIPES[arguments.recipe](cache=os.path.abspath(cache), smoke=arguments.smoke)
+        if arguments.recipe in RECIPES:
+            steps = RECIPES[arguments.recipe](cache=cache, smoke=arguments.smoke)
+        else:
+            steps = _published(arguments, cache)
         run_steps(steps, arguments.output)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -1,5 +1,6 @@
 """Mix: which rows a stage takes, that they say what the queries said, and that nothing is lost."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_mix import SOURCES, build, document, mined, query, rows_of, steps_of
 
-from datagen.mix import link, mix_documents, write_mix
+import datagen.document_table
+import datagen.mix
+from datagen.document_table import link
+from datagen.mix import mix_documents, write_mix
 from datagen.mix_ids import DocumentLookup, coin, id_numbers, seeded_keys
-from datagen.mix_rows import take_rows
+from datagen.mix_shards import take_rows
 from datagen.schema import UserError
 from datagen.stages import Stage, share
 from datagen.steps import LedgerRow, check_ledger, run_steps
@@ -131,6 +135,18 @@ def test_a_cap_on_a_source_of_both_origins_leaves_its_public_rows_alone(tmp_path
     build(str(tmp_path / "both"), queries, documents, found, stages=stages)
     alone, both = digests(tmp_path / "public", "pretrain"), digests(tmp_path / "both", "pretrain")
     assert both[: len(alone)] == alone
+
+
+def test_the_bytes_do_not_depend_on_how_many_rows_are_gathered_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(str(tmp_path / "whole"), *rows_of())
+    for module in (datagen.mix, datagen.document_table):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one thread
+    build(str(tmp_path / "parts"), *rows_of())
+    for table in ("documents", "pretrain", "finetune"):
+        assert digests(tmp_path / "whole", table) == digests(tmp_path / "parts", table)
 
 
 def test_the_ledger_says_why_each_query_is_absent(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_recipe_is_values_and_runs_nothing(model_cache):
 def test_an_unknown_recipe_is_a_usage_error(tmp_path, capsys):
     assert main(["--recipe", "nemo", "--output", str(tmp_path)]) == 2
     text = capsys.readouterr().err
-    assert text.startswith("found: recipe 'nemo'\nexpected: one of demo\ndo: ")
+    assert text.startswith("found: recipe 'nemo'\nexpected: one of demo, nemotron, f2llm\ndo: ")
     assert list(tmp_path.iterdir()) == []
 
 

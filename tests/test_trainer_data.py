@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_mix import document, row, write_rows, write_tiny_mix
 
-from datagen.schema import UserError
+from datagen.schema import MIX_DOCUMENT, MIX_ROW, UserError
 from datagen.store import Folder, read_manifest
 from trainer.data import Example, StageData, batch_plan
+from trainer.rows import Rows
 
 DOCUMENTS = [document(f"text {i}", title=f"title {i}" if i % 2 else None) for i in range(10)]
 
@@ -85,6 +86,34 @@ def test_a_row_number_beyond_the_documents_is_refused(tmp_path):
     data = one(tmp_path, row("a", [0], [10]))
     with pytest.raises(UserError, match="from 0 to 9"):
         data.examples([0], seed=0, epoch=0)
+
+
+def test_missing_texts_empty_ones_and_many_shards_are_read_like_arrow_reads_them(tmp_path):
+    texts = ["", "ein Größe", "東京", "x" * 500, "\x00", ""]
+    documents = [
+        {**document(f"{t}{i}", title=[None, "", "T"][i % 3]), "text": t if i % 4 else ""}
+        for i, t in enumerate(texts * 5)
+    ]
+    folder = write_rows(tmp_path, documents, rows_per_shard=4, finetune=[row("a", [0], [1])])
+    rows = Rows(Folder(folder), "documents", MIX_DOCUMENT, ("title", "text"))
+    at = np.random.default_rng(0).integers(0, 30, 200)
+    for name in ("title", "text"):
+        assert rows.strings(at, name) == [documents[i][name] for i in at]
+    assert rows.strings(at[:0], "text") == []
+
+
+def test_a_damaged_shard_is_an_error_and_no_wild_read(tmp_path):
+    folder = write_rows(tmp_path, DOCUMENTS, finetune=[row("a", [0], [1, 2])])
+    (path,) = tmp_path.glob("finetune-*.arrow")
+    rows = Rows(Folder(folder), "finetune", MIX_ROW, ("query",))
+    assert rows.strings(np.array([0]), "query") == ["a"]
+    first = rows._files[0].address - rows._bytes.ctypes.data
+    at = int(rows._columns["query"].offsets[0]) - first  # of the texts' ends in the file
+    whole = path.read_bytes()
+    assert whole[at : at + 8] == np.array([0, 1], np.int32).tobytes()
+    path.write_bytes(whole[: at + 4] + np.int32(2**30).tobytes() + whole[at + 8 :])
+    with pytest.raises(UserError, match="outside of their shard"):
+        Rows(Folder(folder), "finetune", MIX_ROW, ("query",)).strings(np.array([0]), "query")
 
 
 def test_a_mix_without_the_stage_is_refused(tmp_path):

@@ -1,16 +1,18 @@
 """Random rows of a table of a mix, straight from the bytes of its memory-mapped shards.
 
 A random batch of a large mix has hardly two rows in one record batch, so asking Arrow for each
-would cost ten calls a row. Instead the place of every buffer in its file is noted when the table
-is opened (some numbers for each 4,096 rows); compiled loops then read offsets, numbers and flags of
-a whole batch, and Python makes strings of nothing but its texts. Cost: half a microsecond a text;
-memory does not grow with the rows of the table.
+would cost ten calls a row, and going from shard to shard costs hundreds of calls a batch. Instead
+the address of every buffer is noted when the table is opened (some numbers for each 4,096 rows),
+and one numpy array spans the memory from the first mapped file to the last: a batch's offsets, then
+its numbers, are one indexing operation each, and Python makes strings of nothing but its texts. The
+array is never read but at addresses that lie in a buffer. Cost: half a microsecond a text; memory
+does not grow with the rows of the table.
 """
 
+import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import pyarrow as pa
 
@@ -18,16 +20,13 @@ from datagen.schema import UserError, check_schema
 from datagen.store import Folder, map_shard, read_manifest
 
 
-def _compiled(function: Any) -> Any:
-    return numba.njit(cache=True, nogil=True)(function)
-
-
 class _Column(NamedTuple):
-    """Where a column's buffers begin in their file, in bytes, one number for each record batch."""
+    """Where a column's buffers begin in the span, in bytes, one number for each record batch."""
 
-    validity: np.ndarray  # bits; -1 where no value is null
+    validity: np.ndarray  # bits; 0 where no value is null
     offsets: np.ndarray  # int32, of strings and lists
     values: np.ndarray
+    end: np.ndarray  # of the values
 
 
 class Rows:
@@ -45,27 +44,28 @@ class Rows:
                 do="build the mix with this stage, or leave the stage out of the training recipe",
             )
         self.table = f"{folder.uri}/{table}"
+        self._files = [map_shard(folder, shard.name) for shard in shards]  # kept mapped
         lengths: list[int] = []
-        files: list[int] = []
         places: dict[str, list[list[int]]] = {name: [] for name in columns}
-        buffers = [map_shard(folder, shard.name) for shard in shards]
-        for number, buffer in enumerate(buffers):
-            part = pa.ipc.open_file(pa.BufferReader(buffer)).read_all()
+        for file in self._files:
+            part = pa.ipc.open_file(pa.BufferReader(file)).read_all()
             check_schema(part, schema, where=self.table)
             lengths += [len(chunk) for chunk in part.column(0).chunks]
-            files += [number] * part.column(0).num_chunks
             for name, found in places.items():
-                found += [_places(chunk, buffer.address) for chunk in part[name].chunks]
+                found += [_addresses(chunk) for chunk in part[name].chunks]
         self._starts = np.cumsum([0, *lengths])  # of the record batches
-        self._files = np.array(files)
-        self._columns = {
-            name: _Column(*np.array(found, dtype=np.int64).T) for name, found in places.items()
-        }
-        self._views = [memoryview(buffer) for buffer in buffers]
-        self._bytes, self._int32, self._int64 = (
-            numba.typed.List([np.frombuffer(b, kind, b.size // size) for b in buffers])
-            for kind, size in ((np.uint8, 1), (np.int32, 4), (np.int64, 8))
+        base = min(file.address for file in self._files) // 8 * 8
+        end = max(file.address + file.size for file in self._files)
+        self._bytes = np.frombuffer((ctypes.c_uint8 * (end - base)).from_address(base), np.uint8)
+        self._view = memoryview(self._bytes.data)
+        self._int32, self._int64 = (
+            self._bytes[: len(self._bytes) // size * size].view(kind)
+            for size, kind in ((4, np.int32), (8, np.int64))
         )
+        self._columns = {
+            name: _Column(*np.where(a := np.array(found, dtype=np.int64), a - base, 0).T)
+            for name, found in places.items()
+        }
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -84,16 +84,14 @@ class Rows:
     def strings(self, rows: np.ndarray, name: str) -> list[str | None]:
         """The texts of the given rows, in their order."""
         batch, row = self._batches(rows)
-        column, files = self._columns[name], self._files[batch]
-        begin, end = self._ends(column, batch, row, width=1)
-        places = zip(files.tolist(), begin.tolist(), end.tolist(), strict=True)
-        if (column.validity[batch] < 0).all():
-            views = self._views
-            return [str(views[file][a:b], "utf-8") for file, a, b in places]
-        valid = _bits(self._bytes, files, column.validity[batch], row).tolist()
+        column, view = self._columns[name], self._view
+        begin, end = (side.tolist() for side in self._ends(column, batch, row, width=1))
+        if not column.validity[batch].any():
+            return [str(view[a:b], "utf-8") for a, b in zip(begin, end, strict=True)]
+        valid = self._valid(column.validity[batch], row).tolist()
         return [
-            str(self._views[file][a:b], "utf-8") if is_text else None
-            for is_text, (file, a, b) in zip(valid, places, strict=True)
+            str(view[a:b], "utf-8") if is_text else None
+            for a, b, is_text in zip(begin, end, valid, strict=True)
         ]
 
     def lists(
@@ -101,62 +99,58 @@ class Rows:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(numbers of all rows one after the other, how many each row has).
 
-        At most `most` of each row, from item `first` of its list, counted round its end.
+        At most `most` of each row, from item `first` (uint64, taken modulo the length) of its list
+        to the list's end.
         """
         batch, row = self._batches(rows)
         begin, end = self._ends(self._columns[name], batch, row, width=8)
         lengths = (end - begin) // 8
-        counts = np.minimum(lengths, most)
-        start = (first % np.maximum(lengths, 1).astype(first.dtype)).astype(np.int64)
-        files = self._files[batch]
-        return _items(self._int64, files, begin // 8, lengths, start, counts), counts
+        start = (first % np.maximum(lengths, 1).astype(np.uint64)).astype(np.int64)
+        counts = np.minimum(lengths - start, most)
+        return self._int64[ranges(begin // 8 + start, counts)], counts
 
     def flags(self, rows: np.ndarray, name: str) -> np.ndarray:
         """A column of booleans."""
         batch, row = self._batches(rows)
-        return _bits(self._bytes, self._files[batch], self._columns[name].values[batch], row)
+        return self._bits(self._columns[name].values[batch], row)
 
     def _ends(
         self, column: _Column, batch: np.ndarray, row: np.ndarray, *, width: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """First byte in the file, and the one after the last, of values of `width` bytes."""
+        """First byte, and the one after the last, of values of `width` bytes."""
         place = column.offsets[batch] // 4 + row
         base = column.values[batch]
-        return _offsets(self._int32, self._files[batch], place, base, width)
+        begin = base + width * self._int32[place].astype(np.int64)
+        end = base + width * self._int32[place + 1].astype(np.int64)
+        # A damaged file must not send us to memory that is not there.
+        if ((begin < base) | (end < begin) | (end > column.end[batch])).any():
+            raise UserError(
+                found=f"{self.table}: values that lie outside of their shard",
+                expected="the shards that the manifest lists",
+                do="check the mix with `datagen verify`, and build or fetch it again",
+            )
+        return begin, end
+
+    def _valid(self, place: np.ndarray, row: np.ndarray) -> np.ndarray:
+        found = np.ones(len(row), dtype=bool)
+        some = place > 0
+        found[some] = self._bits(place[some], row[some])
+        return found
+
+    def _bits(self, place: np.ndarray, row: np.ndarray) -> np.ndarray:
+        return (self._bytes[place + row // 8] >> (row % 8).astype(np.uint8) & 1).astype(bool)
 
 
-def _places(array: pa.Array, base: int) -> list[int]:
-    """(validity, offsets, values) of a record batch's column, from the start of the file."""
-    at = [-1 if buffer is None else buffer.address - base for buffer in array.buffers()]
+def _addresses(array: pa.Array) -> list[int]:
+    """Addresses of validity, offsets, values and the values' end; 0 for a buffer that is not."""
+    buffers = array.buffers()
     # A list's child has a validity of its own before its values; flags have no offsets.
-    return [at[0], at[1], at[3] if pa.types.is_list(array.type) else at[-1]]
+    values = buffers[3] if pa.types.is_list(array.type) else buffers[-1]
+    at = [buffer.address if buffer else 0 for buffer in (buffers[0], buffers[1], values)]
+    return [*at, at[2] + (values.size if values else 0)]
 
 
-@_compiled
-def _offsets(data, files, place, base, width):
-    begin, end = np.empty(len(place), np.int64), np.empty(len(place), np.int64)
-    for i in range(len(place)):
-        offsets = data[files[i]]
-        begin[i] = base[i] + width * offsets[place[i]]
-        end[i] = base[i] + width * offsets[place[i] + 1]
-    return begin, end
-
-
-@_compiled
-def _bits(data, files, place, row):
-    found = np.ones(len(place), np.bool_)
-    for i in range(len(place)):
-        if place[i] >= 0:
-            found[i] = data[files[i]][place[i] + row[i] // 8] >> (row[i] % 8) & 1
-    return found
-
-
-@_compiled
-def _items(data, files, begin, lengths, first, counts):
-    found, at = np.empty(counts.sum(), np.int64), 0
-    for i in range(len(counts)):
-        values = data[files[i]]
-        for k in range(counts[i]):
-            found[at] = values[begin[i] + (first[i] + k) % lengths[i]]
-            at += 1
-    return found
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`start, start + 1, ...` for each start, as many as its length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
