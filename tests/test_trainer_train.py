@@ -16,13 +16,15 @@ from datagen.schema import UserError
 from trainer import loop
 from trainer.base import prepare_base
 from trainer.encoder import load_encoder
-from trainer.loop import cut_rows, learning_rate, new_optimizer
+from trainer.loop import learning_rate, new_optimizer
+from trainer.objective import cut
 from trainer.train import StageConfig, TrainConfig, train
 
 STAGES = (
     StageConfig(name="pretrain", negatives=1, learning_rate=5e-3, batch_size=8, max_length=64),
     StageConfig(name="finetune", negatives=4, learning_rate=1e-3, batch_size=8, max_length=64),
 )  # 5 and 6 steps
+CONFIG = TrainConfig(mix="m", base="b", output="o")
 LEARNS = replace(STAGES[0], learning_rate=2e-2, epochs=8)  # 40 steps
 
 
@@ -224,11 +226,11 @@ def test_the_published_recipe_is_the_default():
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
     stage = replace(STAGES[0], learning_rate=1.0, warmup_steps=2)
-    rates = [learning_rate(stage, step, 22) for step in range(22)]
+    rates = [learning_rate(CONFIG, stage, step=step, steps=22) for step in range(22)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[12] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(0.05)
-    assert learning_rate(stage, 0, 1) == 1.0
+    assert learning_rate(CONFIG, stage, step=0, steps=1) == 1.0
 
 
 def test_norms_and_biases_do_not_decay():
@@ -240,7 +242,7 @@ def test_norms_and_biases_do_not_decay():
 
 
 def test_rows_are_cut_by_tokens():
-    assert [(s.start, s.stop) for s in cut_rows([5, 5, 20, 1, 1], 10)] == [(0, 2), (2, 3), (3, 5)]
+    assert [(s.start, s.stop) for s in cut([5, 5, 20, 1, 1], 10)] == [(0, 2), (2, 3), (3, 5)]
 
 
 def test_the_base_is_the_first_layers_exported_untrained(base, tmp_path):

@@ -36,7 +36,10 @@ from datagen.store import Folder, open_shard, read_manifest
 
 log = logging.getLogger("embedmix")
 
-_ROW_COLUMNS = ("query_id", "instruction", "query", "positives", "negatives", "symmetric")
+_ROW_COLUMNS = (
+    *("query_id", "task", "instruction", "query", "symmetric", "in_batch"),
+    *("positives", "positive_scores", "negatives", "negative_scores"),
+)
 
 
 class Rows:
@@ -81,9 +84,19 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """The texts of one training row, as the encoder sees them."""
+    """The texts of one training row, as the encoder sees them, and what is known of them.
+
+    `documents` (row numbers), `clusters` and `scores` are of the positive and the negatives, in
+    that order; `known` are the row numbers of all positives. `scores` are the teacher's.
+    """
 
     query_id: str
+    task: str
+    in_batch: bool
+    documents: tuple[int, ...]
+    clusters: tuple[str | None, ...]
+    scores: tuple[float, ...]
+    known: tuple[int, ...]
     query: str
     positive: str
     negatives: tuple[str, ...]
@@ -97,15 +110,17 @@ class Example:
 class StageData:
     """One stage of a mix as training examples with at most `negatives` negatives each.
 
+    They are the first ones, which are the hardest; with `draw`, drawn by (seed, epoch, query).
+
     Rows without a positive or without a negative teach nothing; they are left out of every plan,
     and counted in `skipped`.
     """
 
-    def __init__(self, mix: str, stage: str, *, negatives: int):
+    def __init__(self, mix: str, stage: str, *, negatives: int, draw: bool = False):
         folder = Folder(mix)
         self.rows = Rows(folder, stage, MIX_ROW)
         self.documents = Rows(folder, "documents", MIX_DOCUMENT)
-        self.negatives = negatives
+        self.negatives, self.draw = negatives, draw
         self.tasks = _codes(self.rows.column("task"))
         self.sources = _codes(self.rows.column("source"))
         positive = _lengths(self.rows.column("positives")) > 0
@@ -146,14 +161,25 @@ class StageData:
     def _example(self, row: dict[str, Any], *, seed: int, epoch: int) -> Example:
         key = f"{seed}/{epoch}/{row['query_id']}".encode()
         draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
-        positive = row["positives"][draw % len(row["positives"])]
-        numbers = [positive, *row["negatives"][: self.negatives]]
-        documents = self.documents.take(numbers, ("title", "text"))
+        positive = draw % len(row["positives"])
+        order = range(len(row["negatives"]))
+        if self.draw:
+            order = np.random.default_rng(draw).permutation(len(order)).tolist()
+        chosen = order[: self.negatives]
+        numbers = [row["positives"][positive], *(row["negatives"][n] for n in chosen)]
+        scores = [row["positive_scores"][positive], *(row["negative_scores"][n] for n in chosen)]
+        documents = self.documents.take(numbers, ("title", "text", "cluster"))
         texts = [format_document(d["title"], d["text"]) for d in documents]
         if row["symmetric"]:
             texts = [format_query(row["instruction"], text) for text in texts]
         return Example(
             query_id=row["query_id"],
+            task=row["task"],
+            in_batch=row["in_batch"],
+            documents=tuple(numbers),
+            clusters=tuple(d["cluster"] for d in documents),
+            scores=tuple(scores),
+            known=tuple(row["positives"]),
             query=format_query(row["instruction"], row["query"]),
             positive=texts[0],
             negatives=tuple(texts[1:]),

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from datagen.schema import UserError
-
-PARALLEL = ("ddp", "fsdp")
+from trainer.packed import PackedEncoder
 
 
 @contextlib.contextmanager
@@ -64,26 +63,25 @@ def part_sizes(count: int) -> list[int]:
     return [count // world + (n < count % world) for n in range(world)]
 
 
-def parallel(model: torch.nn.Module, kind: str, *, layers: Sequence[torch.nn.Module]) -> Any:
-    """The model wrapped for the group; as it is without one."""
-    if kind not in PARALLEL:
-        raise UserError(
-            found=f"parallel {kind!r}",
-            expected=f"one of {PARALLEL}",
-            do="mend the training recipe",
-            exit_status=2,
-        )
+def parallel(encoder: PackedEncoder, kind: str) -> Any:
+    """The encoder wrapped for the group (`ddp` or `fsdp`); as it is without one."""
     if world_size() == 1:
-        return model
+        return encoder
     if kind == "ddp":
-        return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        return torch.nn.parallel.DistributedDataParallel(encoder, broadcast_buffers=False)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
-    for layer in layers:
+    for layer in layers_of(encoder.model):
         fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    return fully_shard(encoder, mesh=mesh)
+
+
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The blocks of a decoder or an encoder."""
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+    return next(part for part in lists if len(part) == model.config.num_hidden_layers)
 
 
 @contextlib.contextmanager

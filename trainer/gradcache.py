@@ -16,25 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.distributed import largest, synchronised
+from trainer.distributed import synchronised
 
 
 def backward(
-    model: Any,
+    embed: Any,
     chunks: Sequence[Any],
     loss: Callable[[Tensor], Tensor],
     *,
-    embed: Callable[[Any], Tensor],
+    count: int,
     last: bool = True,
 ) -> None:
-    """Add the gradient of `loss(embeddings of all chunks)` to the model's parameters.
+    """Add the gradient of `loss(embeddings of all chunks)` to the parameters of `embed`.
 
-    `embed` runs the (wrapped) `model` on a chunk. `last`: no further backward pass follows in this
-    step, so processes exchange their gradients.
+    `embed` is a model, wrapped or not, that embeds one chunk; `count` is the largest number of
+    chunks of a process. `last`: no further backward pass follows in this step, so processes
+    exchange their gradients.
     """
-    count = largest(len(chunks))
     if count == 1:
-        with synchronised(model, last):
+        with synchronised(embed, last):
             loss(embed(chunks[0])).backward()
         return
     states, parts = [], []
@@ -51,7 +51,7 @@ def backward(
     after = _random_state()
     for number in range(count):
         _restore(states[number])  # dropout draws what it drew the first time
-        with synchronised(model, last and number == count - 1):
+        with synchronised(embed, last and number == count - 1):
             embeddings = embed(chunks[min(number, len(chunks) - 1)])
             embeddings.backward(gradients[number].to(embeddings.dtype))
     _restore(after)

@@ -137,9 +137,7 @@ def _others(
     if loss.negatives:
         score_RC = query_RD @ document_BSD[:, 1:].flatten(0, 1).T
         exists_RC = other_RB[:, :, None] & batch.exists_BS[:, 1:]
-        unknown_RC = not_relevant(
-            batch.known_BK[rows], batch.document_key_BSK[:, 1:].flatten(0, 1)
-        )
+        unknown_RC = not_relevant(batch.known_BK[rows], batch.document_key_BSK[:, 1:].flatten(0, 1))
         terms.append((score_RC, exists_RC.flatten(1) & unknown_RC & (score_RC <= limit_R1)))
     return terms
 
