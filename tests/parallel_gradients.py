@@ -3,8 +3,10 @@
 torchrun --nproc-per-node 2 tests/parallel_gradients.py OUTPUT
 """
 
+import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,10 +14,12 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_encoder import tiny_model
 
+from trainer import loop
 from trainer.data import Example
 from trainer.distributed import own_rows, parallel, process_group, rank
 from trainer.objective import Gradients, Objective
 from trainer.packed import PackedEncoder
+from trainer.train import StageConfig, TrainConfig, train
 
 KINDS = ("ddp", "fsdp")
 CASES = {  # loss, tokens at once: the small ones cut the batch
@@ -68,6 +72,35 @@ def gradients(kind: str, case: str) -> dict[str, torch.Tensor]:
     return {f"{kind} {case} {name}": gradient.clone() for name, gradient in whole.items()}
 
 
+def sharded(mix: str, base: str, output: str) -> TrainConfig:
+    """Two short stages, sharded over the processes there are."""
+    stages = tuple(
+        StageConfig(name=name, negatives=2, learning_rate=1e-3, batch_size=7, max_length=64)
+        for name in ("pretrain", "finetune")
+    )
+    return TrainConfig(
+        mix=mix, base=base, output=output, stages=stages, loss="qwen3", temperature=0.5,
+        dtype="float32", parallel="fsdp", threads=1, checkpoint_steps=2,
+    )  # fmt: skip
+
+
+def train_killed(config: TrainConfig) -> None:
+    """Train, die after three steps, and train again."""
+    step, seen = loop._Run._step, []
+
+    def die(run: loop._Run, *arguments: Any) -> dict[str, Any]:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return step(run, *arguments)
+
+    loop._Run._step = die  # type: ignore[method-assign]
+    with contextlib.suppress(KeyboardInterrupt):
+        train(config)
+    loop._Run._step = step  # type: ignore[method-assign]
+    train(config)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with process_group():
@@ -77,3 +110,4 @@ if __name__ == "__main__":
                 found |= gradients(kind, case)
         if rank() == 0:
             save_file(found, sys.argv[1])
+        train_killed(sharded(*sys.argv[2:]))

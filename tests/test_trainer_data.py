@@ -32,12 +32,31 @@ def test_a_retrieval_row_as_the_encoder_sees_it(tmp_path):
     assert data.examples([0], seed=0, epoch=0) == [
         Example(
             query_id=row("how many moons?", [7], [])["query_id"],
+            task="retrieval",
+            in_batch=True,
+            documents=(7, 0, 9, 3),
+            clusters=tuple(DOCUMENTS[n]["cluster"] for n in (7, 0, 9, 3)),
+            scores=pytest.approx((0.9, 0.5, 0.5, 0.5)),
+            known=(7,),
             query="Instruct: Given a question, retrieve passages that answer the question.\n"
             "Query: how many moons?",
             positive="title 7\ntext 7",
             negatives=("text 0", "title 9\ntext 9", "title 3\ntext 3"),
         )
     ]
+
+
+def test_drawn_negatives_repeat_with_their_seed_and_differ_by_epoch(tmp_path):
+    folder = write_rows(
+        tmp_path, DOCUMENTS, finetune=[row("how many moons?", [7], [0, 9, 3, 4, 5])]
+    )
+    data = StageData(folder, "finetune", negatives=3, draw=True)
+    draws = [
+        data.examples([0], seed=0, epoch=epoch)[0].documents[1:] for epoch in (0, 0, *range(9))
+    ]
+    assert draws[0] == draws[1]
+    assert len(set(draws)) > 3
+    assert all(len(set(draw)) == 3 and set(draw) <= {0, 9, 3, 4, 5} for draw in draws)
 
 
 @pytest.mark.parametrize("task", ["sts", "bitext"])

@@ -1,18 +1,21 @@
 """Two processes give the gradient of one; chunks that of the whole batch."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from parallel_gradients import CASES, KINDS, NEGATIVES, ROWS, gradients, rows
+from parallel_gradients import CASES, KINDS, NEGATIVES, ROWS, gradients, rows, sharded
 from safetensors.torch import load_file
-from tiny_encoder import tiny_model
+from tiny_encoder import tiny_export, tiny_model
+from tiny_mix import write_tiny_mix
 
 from trainer.distributed import own_rows, part_sizes
 from trainer.objective import Gradients, Objective, cut
 from trainer.packed import PackedEncoder
+from trainer.train import train
 
 
 def relative_error(found: dict, expected: dict) -> float:
@@ -22,12 +25,29 @@ def relative_error(found: dict, expected: dict) -> float:
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    output = tmp_path_factory.mktemp("gradients") / "gradients.safetensors"
-    script = Path(__file__).with_name("parallel_gradients.py")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes made: gradients, and a run."""
+    place = tmp_path_factory.mktemp("two")
+    write_tiny_mix(place / "mix")
+    tiny_export(place / "base")
+    script = str(Path(__file__).with_name("parallel_gradients.py"))
+    files = [str(place / name) for name in ("gradients.safetensors", "mix", "base", "run")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*command, str(script), str(output)], check=True, capture_output=True)
-    return load_file(output)
+    done = subprocess.run([*command, script, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.mark.slow
+def test_two_processes_train_resume_and_export_what_one_does(of_two):
+    files = [str(of_two / name) for name in ("mix", "base", "one")]
+    train(sharded(*files))
+    found, expected = (load_file(of_two / name / "model.safetensors") for name in ("run", "one"))
+    assert relative_error(found, expected) <= 1e-5
+    lines = [(of_two / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "one")]
+    for two, one in zip(*(map(json.loads, half) for half in lines), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert (two["step"], two["task"], two["rows"]) == (one["step"], one["task"], one["rows"])
 
 
 @pytest.mark.slow
@@ -35,7 +55,8 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_give_the_gradient_of_one(of_two, kind, case):
     expected = gradients(kind, case)
-    found = {name: value for name, value in of_two.items() if name in expected}
+    everything = load_file(of_two / "gradients.safetensors")
+    found = {name: value for name, value in everything.items() if name in expected}
     assert relative_error(found, expected) <= 1e-6
 
 

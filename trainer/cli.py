@@ -32,6 +32,7 @@ _RUN_OPTIONS: dict[str, tuple[type, str]] = {
     "parallel": (str, "ddp or fsdp, under torchrun (ddp)"),
     "checkpoint_steps": (int, "between two checkpoints (100)"),
     "threads": (int, "(one for each core)"),
+    "tensorboard": (str, "folder for TensorBoard (none)"),
 }
 _STAGE_OPTIONS: dict[str, tuple[type, str]] = {
     "negatives": (int, "per query (1,4)"),
@@ -102,7 +103,8 @@ def _command(
 
 def _done(summary: Any) -> int:
     """The summary of a command goes to stdout as JSON, for people and programs alike."""
-    print(json.dumps(summary, ensure_ascii=False, indent=1))
+    if os.environ.get("RANK", "0") == "0":  # one process of a group speaks
+        print(json.dumps(summary, ensure_ascii=False, indent=1))
     return 0
 
 

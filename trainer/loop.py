@@ -27,7 +27,7 @@ from trainer.encoder import check_packed, load_encoder, self_check
 from trainer.objective import Gradients, Objective
 from trainer.packed import PackedEncoder
 from trainer.plan import Share, shares, stage_plan
-from trainer.progress import Meter, token_flops
+from trainer.progress import Board, Meter, token_flops
 from trainer.train import StageConfig, TrainConfig, refuse_drift
 
 log = logging.getLogger("embedmix")
@@ -120,6 +120,7 @@ class _Run:
             pad_id=self.tokenizer.pad_token_id,
             teacher=self._teacher(),
         )
+        self.board = Board(config.tensorboard if rank() == 0 else None)
         self.metrics, self.checkpoint = place / "metrics.jsonl", place / "checkpoint.safetensors"
         self.finished: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}
@@ -184,9 +185,9 @@ class _Run:
             rate = learning_rate(self.config, stage, step=step, steps=len(plan))
             figures = self._step(stage, share, rate)
             meter.add(step, figures)
-            self._write_metrics(
-                {"stage": stage.name, "step": step, "learning_rate": rate, **figures}
-            )
+            record = {"stage": stage.name, "step": step, "learning_rate": rate, **figures}
+            self._write_metrics(record)
+            self.board.add(step, record)
             if (step + 1) % self.config.checkpoint_steps == 0 and step + 1 < len(plan):
                 self._save(step + 1, meter.sums)
         skipped = {k: v for k, v in data.skipped.items() if v}

@@ -16,6 +16,7 @@ a text, D width of the model.
 
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -115,11 +116,12 @@ def attend(
     config: Any = module.config
     reach: int | None = None if sliding_window is None else config.sliding_window
     half = query_1HTC.dtype in (torch.bfloat16, torch.float16)
-    if query_1HTC.is_cuda and half and not dropout:
+    kernel = _varlen() if query_1HTC.is_cuda and half and not dropout else None
+    if kernel is not None:
         far = -1 if reach is None else reach - int(causal)
         window = (far, 0 if causal else far)
         parts = [x[0].transpose(0, 1) for x in (query_1HTC, key_1GTC, value_1GTC)]
-        out_THC = _varlen()(*parts, segments, scaling, window)
+        out_THC = kernel(*parts, segments, scaling, window)
         return out_THC[None], None
     sizes = [texts * length for texts, length in segments.runs]
     split = zip(
@@ -168,7 +170,7 @@ def _mask(length: int, causal: bool, reach: int | None, device: torch.device) ->
 
 
 @functools.cache
-def _varlen() -> Callable[..., Tensor]:
+def _varlen() -> Callable[..., Tensor] | None:
     """flash-attn's kernel where it is installed, else torch's: both take the same borders."""
     if importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_varlen_func
@@ -181,7 +183,12 @@ def _varlen() -> Callable[..., Tensor]:
             )  # fmt: skip
 
         return flash
+    if not importlib.util.find_spec("torch.nn.attention.varlen"):
+        return None
     from torch.nn.attention.varlen import varlen_attn
+
+    if not {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():
+        return None  # an early version
 
     def varlen(query, key, value, parts, scaling, window):  # type: ignore[no-untyped-def]
         longest = max(parts.lengths)

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from datagen.schema import UserError
+from trainer.distributed import rank
+
 log = logging.getLogger("embedmix")
 
 LOG_INTERVAL_S = 10.0
@@ -70,7 +73,7 @@ class Meter:
         ):
             for figure in _FIGURES if inside else ():
                 self.sums[f"{end}_{figure}"] += figures[figure] / self.window
-        if now - self.logged >= LOG_INTERVAL_S or step + 1 == self.steps:
+        if rank() == 0 and (now - self.logged >= LOG_INTERVAL_S or step + 1 == self.steps):
             self.logged = now
             self._log(step + 1, figures, max(now - self.started, 1e-9))
 
@@ -99,6 +102,33 @@ class Meter:
                 name: round(v, 4) for name, v in self.sums.items() if name[:5] in ("first", "last_")
             },
         }
+
+
+class Board:
+    """Figures of steps for TensorBoard, in a folder; nothing where it is not asked for."""
+
+    def __init__(self, folder: str | None):
+        self.writer = None
+        if folder is None:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                found="the tensorboard library is not installed",
+                expected="it, where --tensorboard is given",
+                do="pip install tensorboard",
+            ) from error
+        self.writer = SummaryWriter(folder)
+
+    def add(self, step: int, record: dict[str, Any]) -> None:
+        """One point for each number of a step, losses by task as well."""
+        if self.writer is None:
+            return
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        numbers[f"loss of {record['task']}"] = record["loss"]
+        for name, value in numbers.items():
+            self.writer.add_scalar(f"{record['stage']}/{name}", value, step)
 
 
 def _memory() -> str:

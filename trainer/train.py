@@ -37,7 +37,16 @@ _KNOWN = {
 }
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 # These do not decide the weights, or only through what lies there.
-_PLACES = ("mix", "base", "teacher", "output", "threads", "checkpoint_steps", "parallel")
+_PLACES = (
+    "mix",
+    "base",
+    "teacher",
+    "output",
+    "threads",
+    "checkpoint_steps",
+    "parallel",
+    "tensorboard",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,7 @@ class TrainConfig:
     compile: bool = False
     parallel: str = "ddp"  # fsdp; under torchrun
     checkpoint_steps: int = 100
+    tensorboard: str | None = None  # folder for TensorBoard, beside metrics.jsonl
     threads: int | None = None  # None: one for each core this process may use
 
     def __post_init__(self) -> None:
