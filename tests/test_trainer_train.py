@@ -227,6 +227,22 @@ def test_a_teacher_draws_the_embeddings_to_its_own(config, base, tmp_path):
         train(replace(config, output=str(tmp_path / "x"), **options | {"teacher": narrow}))
 
 
+def test_adapters_are_trained_and_merged(config, base, tmp_path):
+    wanted = replace(config, stages=(LEARNS,), lora=4)
+    if importlib.util.find_spec("peft") is None:
+        with pytest.raises(UserError, match="peft library is not installed"):
+            train(wanted)
+        return
+    record = train(wanted)
+    assert record["stages"][0]["last_loss"] < record["stages"][0]["first_loss"]
+    before, after = (load_file(Path(f) / "model.safetensors") for f in (base, config.output))
+    assert before.keys() == after.keys(), "a plain model"
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in after if "_proj" in name}
+    train(replace(wanted, output=str(tmp_path / "again")))
+    assert weights(tmp_path / "again") == weights(config.output)
+
+
 def test_a_cut_checkpoint_is_refused_and_said_so(config, monkeypatch):
     save = loop._Run._save
 

@@ -21,6 +21,7 @@ _RUN_OPTIONS: dict[str, tuple[type, str]] = {
     "teacher": (str, "folder of a model with the same tokenizer"),
     "pooling": (str, "mean, last or cls (mean)"),
     "causal": (bool, "leave the attention of a decoder causal"),
+    "lora": (int, "rank of adapters to train in place of the weights (0: all weights)"),
     "schedule": (str, "linear or cosine (linear)"),
     "smallest_rate": (float, "the end of the schedule, as a share of the peak (0)"),
     "weight_decay": (float, "of AdamW (0.01)"),

@@ -24,6 +24,7 @@ from trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
 from trainer.data import Example, StageData
 from trainer.distributed import parallel, rank, total, world_size
 from trainer.encoder import check_packed, load_encoder, self_check
+from trainer.lora import add_lora, merged
 from trainer.objective import Gradients, Objective
 from trainer.packed import PackedEncoder
 from trainer.plan import Share, shares, stage_plan
@@ -82,8 +83,9 @@ def warmup_steps(stage: StageConfig, steps: int) -> int:
 
 def new_optimizer(model: PreTrainedModel, weight_decay: float) -> torch.optim.AdamW:
     """AdamW without decay on norms and biases."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -105,6 +107,8 @@ class _Run:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.compile:
             self.model.compile(dynamic=True)
+        torch.manual_seed(config.seed)  # adapters begin at random
+        self.adapted = add_lora(self.model, config.lora) if config.lora else None
         self.encoder = parallel(packed, config.parallel)
         self.gradients = Gradients(
             encoder=self.encoder,
@@ -240,10 +244,13 @@ class _Run:
 
     def whole_model(self) -> PreTrainedModel:
         """The trained model with its usual kernel; of several processes, from the checkpoint."""
-        model = self.model
+        model, adapted = self.model, self.adapted
         if world_size() > 1:
             model, _ = load_encoder(self.config.base, causal=self.config.causal)
+            adapted = add_lora(model, self.config.lora) if self.config.lora else None
             load_checkpoint(self.checkpoint, model=model, optimizer=None)
+        if adapted is not None:
+            model = merged(adapted)
         model.set_attn_implementation("sdpa")
         return model
 

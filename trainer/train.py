@@ -104,6 +104,7 @@ class TrainConfig:
     teacher: str | None = None  # folder of a model with the same tokenizer
     pooling: str = "mean"  # last, cls
     causal: bool = False
+    lora: int = 0  # rank of adapters that are trained in place of the weights; 0: all weights
     schedule: str = "linear"  # cosine
     smallest_rate: float = 0.0  # what a schedule ends at, as a share of its peak
     micro_tokens: int = 8192  # tokens whose activations are kept at once
