@@ -140,10 +140,10 @@ def gpu(arguments: argparse.Namespace) -> str:
     import torch
     from transformers import LlamaConfig, LlamaModel
 
-    from trainer.loop import new_optimizer
     from trainer.objective import Gradients, Objective
     from trainer.packed import PackedEncoder
     from trainer.progress import peak_flops, token_flops
+    from trainer.schedule import new_optimizer
 
     shape = {
         "1b": (2048, 16, 32, 8, 8192),

@@ -105,6 +105,18 @@ def test_training_options_change_no_gradient(options):
     torch.testing.assert_close(*gradients)
 
 
+def test_other_lengths_are_not_compiled_again():
+    stats = torch._dynamo.utils.counters["stats"]
+    model = tiny_model().train()
+    encoder = PackedEncoder(model)
+    model.compile(backend="eager", dynamic=True)
+    seen = []
+    for lengths in ((3, 4), (9, 2, 5), (7, 7, 7, 30), (40,)):
+        encoder([list(range(2, 2 + length)) for length in lengths]).sum().backward()
+        seen.append(stats["unique_graphs"])
+    assert seen[-1] == seen[1]
+
+
 def test_a_model_whose_attention_is_its_own_is_refused(tmp_path):
     model, tokenizer = load_encoder(tiny_export(tmp_path / "tiny"))
     assert check_packed(model, tokenizer).model.config._attn_implementation == PACKED

@@ -18,7 +18,7 @@ from trainer import loop
 from trainer.base import prepare_base
 from trainer.encoder import load_encoder
 from trainer.golden import check_golden
-from trainer.loop import learning_rate, new_optimizer
+from trainer.schedule import learning_rate, new_optimizer
 from trainer.train import StageConfig, TrainConfig, train
 
 STAGES = (

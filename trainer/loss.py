@@ -189,15 +189,12 @@ def matryoshka(
     the sum of weights. Accuracy is that of the first width.
     """
     full = batch.query_BD.shape[-1]
-    values, accuracies = zip(
-        *(
-            contrastive(batch.truncated(d), loss, temperature=temperature, rows=rows)
-            for d in widths
-        ),
-        strict=True,
-    )
+    found = [
+        contrastive(batch.truncated(d), loss, temperature=temperature, rows=rows) for d in widths
+    ]
     weights = [1 / (n * math.sqrt(full / d)) for n, d in enumerate(widths, start=1)]
-    return sum(w * v for w, v in zip(weights, values, strict=True)), accuracies[0]
+    value_R = torch.stack([w * v for w, (v, _) in zip(weights, found, strict=True)]).sum(0)
+    return value_R, found[0][1]
 
 
 def embedding_mse(student_BSD: Tensor, teacher_BSE: Tensor, exists_BS: Tensor) -> Tensor:

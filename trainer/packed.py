@@ -96,6 +96,7 @@ def _offset(model: PreTrainedModel) -> int:
     return embeddings.padding_idx + 1 if counted else 0
 
 
+@torch.compiler.disable  # else each batch is compiled again, for its lengths
 def attend(
     module: torch.nn.Module,
     query_1HTC: Tensor,

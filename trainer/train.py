@@ -18,7 +18,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datagen import __version__
 from datagen.schema import STAGES, UserError
@@ -68,12 +68,14 @@ class StageConfig:
         counts += [] if self.max_rows is None else [self.max_rows]
         possible = min(counts) >= 1 and self.warmup_steps >= 0 and self.learning_rate > 0
         if self.name not in STAGES or not possible:
-            raise UserError(
-                found=f"stage {asdict(self)}",
-                expected=f"a name of {STAGES}, a learning rate above 0, counts of at least 1",
-                do="mend the training recipe",
-                exit_status=2,
+            _refuse(
+                f"stage {asdict(self)}",
+                f"a name of {STAGES}, a learning rate above 0, counts of at least 1",
             )
+
+
+def _refuse(found: str, expected: str) -> NoReturn:
+    raise UserError(found=found, expected=expected, do="mend the training recipe", exit_status=2)
 
 
 PRETRAIN = StageConfig(name="pretrain", negatives=1, learning_rate=1e-5, batch_size=2048)
@@ -118,28 +120,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
-                raise UserError(
-                    found=f"{name} {getattr(self, name)!r}",
-                    expected=f"one of {known}",
-                    do="mend the training recipe",
-                    exit_status=2,
+                _refuse(
+                    f"{name} {getattr(self, name)!r}",
+                    f"one of {known}",
                 )
         if (self.distill == "embedding") != (self.teacher is not None) or not self.stages:
-            raise UserError(
-                found=f"distill {self.distill!r}, teacher {self.teacher!r}, "
-                f"{len(self.stages)} stages",
-                expected="a teacher if and only if its embeddings are matched; at least one stage",
-                do="mend the training recipe",
-                exit_status=2,
+            _refuse(
+                f"distill {self.distill!r}, teacher {self.teacher!r}, {len(self.stages)} stages",
+                "a teacher if and only if its embeddings are matched; at least one stage",
             )
         positive = (self.temperature, self.clip, self.micro_tokens, self.checkpoint_steps)
-        if min(positive) <= 0 or self.weight_decay < 0 or (self.threads or 1) < 1:
-            raise UserError(
-                found=f"temperature, clip, micro_tokens, checkpoint_steps = {positive}, "
-                f"weight_decay = {self.weight_decay}, threads = {self.threads}",
-                expected="numbers above 0 (weight_decay may be 0)",
-                do="mend the training recipe",
-                exit_status=2,
+        others = (self.weight_decay, self.smallest_rate, self.lora)
+        if min(positive) <= 0 or min(others) < 0 or (self.threads or 1) < 1:
+            _refuse(
+                f"temperature, clip, micro_tokens, checkpoint_steps = {positive}, "
+                f"weight_decay, smallest_rate, lora = {others}, threads = {self.threads}",
+                "numbers above 0 (those of the second group may be 0)",
             )
 
     def identity(self) -> dict[str, Any]:
