@@ -260,6 +260,25 @@ def test_a_cut_checkpoint_is_refused_and_said_so(config, monkeypatch):
         train(config)
 
 
+def test_a_batch_that_does_not_fit_names_the_knob(config, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("trainer.objective.backward", full)
+    with pytest.raises(UserError, match="20.00 GiB") as caught:
+        train(config)
+    assert "lower micro_tokens" in str(caught.value)
+
+
+def test_training_needs_none_of_the_factorys_engines():
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'polars', 'vllm', 'datasets', 'numba'): sys.modules[name] = None\n"
+        "import trainer.loop, trainer.lora, trainer.export, trainer.merge, trainer.base"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_tensorboard_is_asked_for_by_name(config, tmp_path):
     found = importlib.util.find_spec("tensorboard")
     wanted = replace(config, tensorboard=str(tmp_path / "board"))

@@ -177,7 +177,15 @@ class _Run:
 
     def _step(self, stage: StageConfig, share: Share, rate: float) -> dict[str, Any]:
         count, examples = share.total, share.examples
-        found = self.gradients.add(examples, share.ids, count=count, negatives=stage.negatives)
+        try:
+            found = self.gradients.add(examples, share.ids, count=count, negatives=stage.negatives)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                found=f"no memory left for {self.config.micro_tokens} tokens at once: {error}",
+                expected="activations, weights and optimiser within the device's memory",
+                do="lower micro_tokens (results stay the same), set gradient_checkpointing, or "
+                "shard the model: parallel fsdp",
+            ) from error
         loss = total(sum(found.losses)) / count
         if not math.isfinite(loss):
             bad = [e for e, x in zip(examples, found.losses, strict=True) if not math.isfinite(x)]

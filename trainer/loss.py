@@ -90,8 +90,8 @@ def contrastive(
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE of cosines over `temperature`: loss [R], and accuracy@1 [R] (0 or 1).
 
-    Candidates come from the whole batch, values are those of `rows`. A row without any candidate
-    has loss 0 and no gradient. Computes in fp32, or in fp64 where the embeddings are.
+    Candidates come from the whole batch, values are those of `rows`; a row without candidates has
+    loss 0 and no gradient. Computes in fp32, or fp64 where the embeddings are.
     """
     query_BD, document_BSD = _unit(batch.query_BD), _unit(batch.document_BSD)
     own_RS = torch.einsum("rd,rsd->rs", query_BD[rows], document_BSD[rows])
@@ -125,8 +125,8 @@ def _others(
     query_RD = query_BD[rows]
     other_RB = batch.query_key_B[rows, None] != batch.query_key_B
     other_RB = other_RB & batch.in_batch_B[rows, None]
-    score_RB = query_RD @ document_BSD[:, 0].T
     keep_RB = other_RB & not_relevant(batch.known_BK[rows], batch.document_key_BSK[:, 0])
+    score_RB = query_RD @ document_BSD[:, 0].T
     counts_RB = keep_RB & (score_RB <= limit_R1)
     terms = [(score_RB, counts_RB)] if loss.positives else []
     if loss.pairs:
@@ -185,8 +185,7 @@ def matryoshka(
 ) -> tuple[Tensor, Tensor]:
     """Sum of losses of truncated embeddings, the n-th of width d weighted 1 / (n sqrt(D / d)).
 
-    `widths` descend from the full one, as in F2LLM-v2 (arXiv 2603.19223); there is no division by
-    the sum of weights. Accuracy is that of the first width.
+    `widths` descend from the full one, as in F2LLM-v2 (arXiv 2603.19223). Accuracy is the first's.
     """
     full = batch.query_BD.shape[-1]
     found = [
@@ -200,8 +199,7 @@ def matryoshka(
 def embedding_mse(student_BSD: Tensor, teacher_BSE: Tensor, exists_BS: Tensor) -> Tensor:
     """Mean squared error to the teacher's first D values [B], added up over the texts of a row.
 
-    The teacher's vectors are Matryoshka ones, of at least the student's width (arXiv 2603.19223);
-    neither side is normalised here.
+    The teacher's vectors are at least as wide (arXiv 2603.19223); neither side is normalised.
     """
     cut_BSD = teacher_BSE[..., : student_BSD.shape[-1]]
     error_BS = (_wide(student_BSD) - _wide(cut_BSD)).square().mean(-1)
