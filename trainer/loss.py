@@ -95,8 +95,7 @@ def contrastive(
     """
     query_BD, document_BSD = _unit(batch.query_BD), _unit(batch.document_BSD)
     own_RS = torch.einsum("rd,rsd->rs", query_BD[rows], document_BSD[rows])
-    positive_R1 = own_RS[:, :1]
-    limit_R1 = positive_R1.detach() + loss.margin
+    positive_R1, limit_R1 = own_RS[:, :1], own_RS[:, :1].detach() + loss.margin
     own_RN = _masked(own_RS[:, 1:], _usable(batch, loss, rows) & (own_RS[:, 1:] <= limit_R1))
     others = [
         _masked(score_RC, keep_RC)
@@ -227,8 +226,7 @@ def margin_mse(student_BS: Tensor, teacher_BS: Tensor, exists_BS: Tensor) -> Ten
 
 def row_scores(batch: Batch, rows: slice = ALL_ROWS) -> Tensor:
     """Cosines [R, S] of each query with its own documents."""
-    query_RD, document_RSD = _unit(batch.query_BD[rows]), _unit(batch.document_BSD[rows])
-    return torch.einsum("rd,rsd->rs", query_RD, document_RSD)
+    return torch.einsum("rd,rsd->rs", _unit(batch.query_BD[rows]), _unit(batch.document_BSD[rows]))
 
 
 def _cross_entropy(logits_RC: Tensor, focal: float) -> Tensor:

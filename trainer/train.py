@@ -205,15 +205,8 @@ def _export(
 
     length = max(stage.max_length for stage in config.stages)
     card = {"base_model": Path(config.base).name, "mix": identity["mix"], "stages": stages}
-    export_model(
-        model,
-        tokenizer,
-        config.output,
-        max_length=length,
-        prompts=PROMPTS,
-        card=card,
-        pooling=config.pooling,
-    )
+    settings: dict[str, Any] = {"prompts": PROMPTS, "card": card, "pooling": config.pooling}
+    export_model(model, tokenizer, config.output, max_length=length, **settings)
 
 
 def _record(config: TrainConfig, identity: dict[str, Any], stages: list) -> dict[str, Any]:
