@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_mix import document, row, write_rows, write_tiny_mix
 
 from datagen.schema import MIX_DOCUMENT, MIX_ROW, UserError
-from datagen.store import Folder, read_manifest
+from datagen.store import Folder, read_manifest, read_table
 from trainer.data import Example, StageData, batch_plan
 from trainer.rows import Rows
 
@@ -34,12 +34,31 @@ def test_a_retrieval_row_as_the_encoder_sees_it(tmp_path):
     assert data.examples([0], seed=0, epoch=0) == [
         Example(
             query_id=row("how many moons?", [7], [])["query_id"],
+            task="retrieval",
+            in_batch=True,
+            documents=(7, 0, 9, 3),
+            clusters=tuple(DOCUMENTS[n]["cluster"] for n in (7, 0, 9, 3)),
+            scores=pytest.approx((0.9, 0.5, 0.5, 0.5)),
+            known=(7,),
             query="Instruct: Given a question, retrieve passages that answer the question.\n"
             "Query: how many moons?",
             positive="title 7\ntext 7",
             negatives=("text 0", "title 9\ntext 9", "title 3\ntext 3"),
         )
     ]
+
+
+def test_drawn_negatives_repeat_with_their_seed_and_differ_by_epoch(tmp_path):
+    folder = write_rows(
+        tmp_path, DOCUMENTS, finetune=[row("how many moons?", [7], [0, 9, 3, 4, 5])]
+    )
+    data = StageData(folder, "finetune", negatives=3, draw=True)
+    draws = [
+        data.examples([0], seed=0, epoch=epoch)[0].documents[1:] for epoch in (0, 0, *range(9))
+    ]
+    assert draws[0] == draws[1]
+    assert len(set(draws)) > 3
+    assert all(len(set(draw)) == 3 and set(draw) <= {0, 9, 3, 4, 5} for draw in draws)
 
 
 @pytest.mark.parametrize("task", ["sts", "bitext"])
@@ -100,6 +119,19 @@ def test_missing_texts_empty_ones_and_many_shards_are_read_like_arrow_reads_them
     for name in ("title", "text"):
         assert rows.strings(at, name) == [documents[i][name] for i in at]
     assert rows.strings(at[:0], "text") == []
+
+
+def test_lists_are_read_like_arrow_reads_them(mix):
+    names = ("positives", "positive_scores", "negatives", "negative_scores")
+    rows = Rows(Folder(mix), "finetune", MIX_ROW, names)
+    table = read_table(Folder(mix), "finetune")
+    at = np.random.default_rng(0).integers(0, len(table), 50)
+    for name in names:
+        own = [table[name][i].as_py() for i in at.tolist()]
+        for most in (None, 1):
+            values, counts = rows.lists(at, name, most=most)
+            assert counts.tolist() == [len(some[:most]) for some in own]
+            assert values.tolist() == [value for some in own for value in some[:most]]
 
 
 def test_a_damaged_shard_is_an_error_and_no_wild_read(tmp_path):

@@ -6,16 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_encoder import tiny_export, tiny_model, tiny_tokenizer
 
 from datagen.schema import UserError
 from trainer import encoder
 from trainer.encoder import (
-    cut_passes,
     embed,
-    embed_sorted,
     load_encoder,
     mean_pool,
     self_check,
@@ -143,17 +139,6 @@ def test_an_embedding_does_not_depend_on_its_neighbours(folder):
     together = embed(model, ids, pad_id=pad)
     alone = torch.cat([embed(model, [row], pad_id=pad) for row in ids])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
-    for budget in (1, 12, 1000):
-        passes = embed_sorted(model, ids, pad_id=pad, pass_tokens=budget)
-        torch.testing.assert_close(passes, alone, atol=1e-6, rtol=1e-5)
-
-
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
-def test_passes_cover_all_texts_within_the_budget(lengths, budget):
-    runs = list(cut_passes(lengths, budget))
-    assert [i for a, b in runs for i in range(a, b)] == list(range(len(lengths)))
-    for a, b in runs:
-        assert b - a == 1 or max(lengths[a:b]) * (b - a) <= budget
 
 
 def test_the_saved_configuration_says_bidirectional(folder):

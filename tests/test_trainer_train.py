@@ -1,5 +1,6 @@
 """Training a decoder of two layers: it learns, repeats to the bit, resumes to the bit, refuses."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,13 +17,15 @@ from datagen.schema import UserError
 from trainer import loop
 from trainer.base import prepare_base
 from trainer.encoder import load_encoder
-from trainer.loop import cut_rows, learning_rate, new_optimizer
+from trainer.golden import check_golden
+from trainer.schedule import learning_rate, new_optimizer
 from trainer.train import StageConfig, TrainConfig, train
 
 STAGES = (
     StageConfig(name="pretrain", negatives=1, learning_rate=5e-3, batch_size=8, max_length=64),
     StageConfig(name="finetune", negatives=4, learning_rate=1e-3, batch_size=8, max_length=64),
 )  # 5 and 6 steps
+CONFIG = TrainConfig(mix="m", base="b", output="o")
 LEARNS = replace(STAGES[0], learning_rate=2e-2, epochs=8)  # 40 steps
 
 
@@ -185,6 +188,108 @@ def test_bf16_keeps_fp32_weights_and_learns(config):
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
+OPTIONS: list[dict] = [
+    *(
+        {"loss": name}
+        for name in ("gecko", "gemini", "qwen3", "f2llm", "kalm", "nv_retriever", "all")
+    ),
+    {"loss": "gemini", "matryoshka": True, "micro_tokens": 100},
+    {"distill": "kl"},
+    {"distill": "margin"},
+    {"pooling": "last", "causal": True},
+    {"pooling": "cls", "schedule": "cosine", "smallest_rate": 0.1},
+    {"gradient_checkpointing": True, "dtype": "bfloat16"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_each_option_trains_and_exports(config, options):
+    learns = replace(LEARNS, learning_rate=5e-3, epochs=4, draw=True)  # 20 steps
+    record = train(replace(config, stages=(learns,), **options))
+    (stage,) = record["stages"]
+    assert stage["last_loss"] < stage["first_loss"]
+    assert stage["task_losses"].keys() == {"retrieval"}
+    pooling = json.loads((Path(config.output) / "1_Pooling" / "config.json").read_text())
+    wanted = {"mean": "mean_tokens", "last": "lasttoken", "cls": "cls_token"}
+    assert pooling[f"pooling_mode_{wanted[options.get('pooling', 'mean')]}"]
+    assert check_golden(config.output) < 1e-5
+
+
+def test_a_teacher_draws_the_embeddings_to_its_own(config, base, tmp_path):
+    teacher = tiny_export(tmp_path / "teacher", seed=9, width=64)
+    options = {"distill": "embedding", "distill_weight": 100.0, "teacher": teacher}
+    record = train(replace(config, stages=(LEARNS,), **options))
+    assert record["stages"][0]["last_loss"] < record["stages"][0]["first_loss"] / 2
+    with pytest.raises(UserError, match="teacher was"):
+        train(replace(config, stages=(LEARNS,), **options | {"teacher": base}))
+    narrow = tiny_export(tmp_path / "narrow", width=16)
+    with pytest.raises(UserError, match="narrower vectors"):
+        train(replace(config, output=str(tmp_path / "x"), **options | {"teacher": narrow}))
+
+
+def test_adapters_are_trained_and_merged(config, base, tmp_path):
+    wanted = replace(config, stages=(LEARNS,), lora=4)
+    if importlib.util.find_spec("peft") is None:
+        with pytest.raises(UserError, match="peft library is not installed"):
+            train(wanted)
+        return
+    record = train(wanted)
+    assert record["stages"][0]["last_loss"] < record["stages"][0]["first_loss"]
+    before, after = (load_file(Path(f) / "model.safetensors") for f in (base, config.output))
+    assert before.keys() == after.keys(), "a plain model"
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in after if "_proj" in name}
+    train(replace(wanted, output=str(tmp_path / "again")))
+    assert weights(tmp_path / "again") == weights(config.output)
+
+
+def test_a_cut_checkpoint_is_refused_and_said_so(config, monkeypatch):
+    save = loop._Run._save
+
+    def save_and_die(run: loop._Run, *arguments: object) -> None:
+        save(run, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    (file,) = Path(config.output).parent.glob(".*/checkpoint.safetensors")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        train(config)
+
+
+def test_a_batch_that_does_not_fit_names_the_knob(config, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("trainer.objective.backward", full)
+    with pytest.raises(UserError, match="20.00 GiB") as caught:
+        train(config)
+    assert "lower micro_tokens" in str(caught.value)
+
+
+def test_training_needs_none_of_the_factorys_engines():
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'polars', 'vllm', 'datasets', 'numba'): sys.modules[name] = None\n"
+        "import trainer.loop, trainer.lora, trainer.export, trainer.merge, trainer.base"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tensorboard_is_asked_for_by_name(config, tmp_path):
+    found = importlib.util.find_spec("tensorboard")
+    wanted = replace(config, tensorboard=str(tmp_path / "board"))
+    if found is None:
+        with pytest.raises(UserError, match="tensorboard library is not installed"):
+            train(wanted)
+    else:
+        train(wanted)
+        assert list((tmp_path / "board").iterdir())
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_queries(config, base, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -210,6 +315,10 @@ def test_a_folder_of_something_else_is_refused_before_training(config):
 def test_unusable_configurations_are_refused():
     with pytest.raises(UserError, match="int8"):
         TrainConfig(mix="m", base="b", output="o", dtype="int8")
+    with pytest.raises(UserError, match="loss 'triplet'"):
+        TrainConfig(mix="m", base="b", output="o", loss="triplet")
+    with pytest.raises(UserError, match="a teacher if and only if"):
+        TrainConfig(mix="m", base="b", output="o", distill="embedding")
     with pytest.raises(UserError, match="'warmup'"):
         StageConfig(name="warmup", negatives=1, learning_rate=1e-5, batch_size=8)
     with pytest.raises(UserError, match="'negatives': 0"):
@@ -224,11 +333,21 @@ def test_the_published_recipe_is_the_default():
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
     stage = replace(STAGES[0], learning_rate=1.0, warmup_steps=2)
-    rates = [learning_rate(stage, step, 22) for step in range(22)]
+    rates = [learning_rate(CONFIG, stage, step=step, steps=22) for step in range(22)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[12] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(0.05)
-    assert learning_rate(stage, 0, 1) == 1.0
+    assert learning_rate(CONFIG, stage, step=0, steps=1) == 1.0
+
+
+def test_a_cosine_ends_at_its_smallest_rate():
+    config = replace(CONFIG, schedule="cosine", smallest_rate=0.1)
+    stage = replace(STAGES[0], learning_rate=1.0, warmup_steps=2)
+    rates = [learning_rate(config, stage, step=step, steps=22) for step in range(23)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[12] == pytest.approx(0.55)
+    assert rates[22] == pytest.approx(0.1)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
 def test_norms_and_biases_do_not_decay():
@@ -237,10 +356,6 @@ def test_norms_and_biases_do_not_decay():
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.01, 0.0)
     norms = [p for name, p in model.named_parameters() if "norm" in name]
     assert {id(p) for p in vectors["params"]} == {id(p) for p in norms}
-
-
-def test_rows_are_cut_by_tokens():
-    assert [(s.start, s.stop) for s in cut_rows([5, 5, 20, 1, 1], 10)] == [(0, 2), (2, 3), (3, 5)]
 
 
 def test_the_base_is_the_first_layers_exported_untrained(base, tmp_path):

@@ -2,7 +2,8 @@
 
 It holds the weights, the moments of AdamW, and as JSON metadata the position in the batch plan. All
 tensors are kept as they are, so a resumed run equals an uninterrupted one bit for bit on CPU. Size:
-three times the fp32 weights.
+three times the fp32 weights. Sharded tensors are put together for the file, one after the other, so
+any number of processes can resume it.
 """
 
 import json
@@ -10,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
+
+from datagen.schema import UserError
+from trainer.distributed import rank
 
 _WEIGHT, _MOMENT = "model.", "optimizer."
 
@@ -20,35 +26,56 @@ _WEIGHT, _MOMENT = "model.", "optimizer."
 def save_checkpoint(
     path: Path, state: dict[str, Any], *, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write weights, optimiser and `state` (JSON) to `path`."""
+    """Write weights, optimiser and `state` (JSON) to `path`; all processes must call it."""
     tensors = {}
     for name, parameter in model.named_parameters():
-        tensors[f"{_WEIGHT}{name}"] = parameter.detach().contiguous()
+        parts = {f"{_WEIGHT}{name}": parameter.detach()}
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{_MOMENT}{key}.{name}"] = value.contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    temporary.replace(path)
+            parts[f"{_MOMENT}{key}.{name}"] = value
+        for part, tensor in parts.items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if rank() == 0:
+                tensors[part] = whole.contiguous()
+    if rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        temporary.replace(path)
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
-    """The JSON state of a checkpoint; None where there is none."""
+    """The JSON state of a checkpoint; None where there is none, UserError where it is cut."""
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["state"])
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["state"])
+    except SafetensorError as error:
+        raise UserError(
+            found=f"{path} is no whole checkpoint: {error}",
+            expected="a file as it was written",
+            do="delete that file to train from the beginning, or copy it again",
+        ) from error
 
 
 def load_checkpoint(
-    path: Path, *, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+    path: Path, *, model: PreTrainedModel, optimizer: torch.optim.Optimizer | None
 ) -> None:
-    """Put the weights and moments of a checkpoint into a model and its optimiser."""
+    """Put the weights of a checkpoint into a model, and the moments into its optimiser if given."""
     parameters = dict(model.named_parameters())
     with safe_open(path, "pt", device=str(model.device)) as file, torch.no_grad():
         for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
             if name.startswith(_WEIGHT):
-                parameters[name.removeprefix(_WEIGHT)].copy_(file.get_tensor(name))
-            else:
+                parameter = parameters[name.removeprefix(_WEIGHT)]
+                parameter.copy_(_like(file.get_tensor(name), parameter))
+            elif optimizer is not None:
                 key, _, owner = name.removeprefix(_MOMENT).partition(".")
-                optimizer.state[parameters[owner]][key] = file.get_tensor(name)
+                parameter = parameters[owner]
+                optimizer.state[parameter][key] = _like(file.get_tensor(name), parameter)
+
+
+def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor sharded as the parameter is; counters of steps are whole on each process."""
+    if isinstance(parameter, DTensor) and tensor.ndim:
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return tensor

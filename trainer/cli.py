@@ -12,24 +12,38 @@ from typing import Any
 from datagen import __version__
 from datagen.schema import TASKS, UserError
 
-_RUN_OPTIONS = (
-    "temperature",
-    "weight_decay",
-    "clip",
-    "dtype",
-    "micro_tokens",
-    "checkpoint_steps",
-    "threads",
-)
-_STAGE_OPTIONS = (
-    "negatives",
-    "learning_rate",
-    "batch_size",
-    "epochs",
-    "max_rows",
-    "warmup_steps",
-    "max_length",
-)
+_RUN_OPTIONS: dict[str, tuple[type, str]] = {
+    "loss": (str, "nemotron, gecko, gemini, qwen3, f2llm, kalm, nv_retriever, all (nemotron)"),
+    "temperature": (float, "of the loss (0.02)"),
+    "matryoshka": (bool, "the loss at widths 8, 16, ... as well"),
+    "distill": (str, "kl or margin (scores of the mix), embedding (of the teacher)"),
+    "distill_weight": (float, "beside the loss (1)"),
+    "teacher": (str, "folder of a model with the same tokenizer"),
+    "pooling": (str, "mean, last or cls (mean)"),
+    "causal": (bool, "leave the attention of a decoder causal"),
+    "lora": (int, "rank of adapters to train in place of the weights (0: all weights)"),
+    "schedule": (str, "linear or cosine (linear)"),
+    "smallest_rate": (float, "the end of the schedule, as a share of the peak (0)"),
+    "weight_decay": (float, "of AdamW (0.01)"),
+    "clip": (float, "largest norm of a gradient (1)"),
+    "dtype": (str, "to compute in: float32 or bfloat16 (bfloat16)"),
+    "micro_tokens": (int, "whose activations are kept at once (8192)"),
+    "gradient_checkpointing": (bool, "compute activations twice, keep few"),
+    "compile": (bool, "with torch.compile"),
+    "parallel": (str, "ddp or fsdp, under torchrun (ddp)"),
+    "checkpoint_steps": (int, "between two checkpoints (100)"),
+    "threads": (int, "(one for each core)"),
+    "tensorboard": (str, "folder for TensorBoard (none)"),
+}
+_STAGE_OPTIONS: dict[str, tuple[type, str]] = {
+    "negatives": (int, "per query (1,4)"),
+    "learning_rate": (float, "peak (1e-5,2e-6)"),
+    "batch_size": (int, "queries (2048,128)"),
+    "epochs": (int, "passes over the rows (1,1)"),
+    "max_rows": (int, "rows per epoch (all)"),
+    "warmup_steps": (int, "(100,100)"),
+    "max_length": (int, "tokens (512,512)"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +104,8 @@ def _command(
 
 def _done(summary: Any) -> int:
     """The summary of a command goes to stdout as JSON, for people and programs alike."""
-    print(json.dumps(summary, ensure_ascii=False, indent=1))
+    if os.environ.get("RANK", "0") == "0":  # one process of a group speaks
+        print(json.dumps(summary, ensure_ascii=False, indent=1))
     return 0
 
 
@@ -122,22 +137,21 @@ def _train(commands: Any) -> None:
     parser.add_argument("--base", required=True, metavar="BASE")
     _output(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    whole, real = _numbers(int), _numbers(float)
     parser.add_argument("--stages", default="pretrain,finetune", metavar="NAMES")
-    parser.add_argument("--negatives", type=whole, metavar="N,N", help="per query (1,4)")
-    parser.add_argument("--learning-rate", type=real, metavar="R,R", help="peak (1e-5,2e-6)")
-    parser.add_argument("--batch-size", type=whole, metavar="N,N", help="queries (2048,128)")
-    parser.add_argument("--epochs", type=whole, metavar="N,N", help="passes over the rows (1,1)")
-    parser.add_argument("--max-rows", type=whole, metavar="N,N", help="rows per epoch (all)")
-    parser.add_argument("--warmup-steps", type=whole, metavar="N,N", help="(100,100)")
-    parser.add_argument("--max-length", type=whole, metavar="N,N", help="tokens (512,512)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="of the loss (0.02)")
-    parser.add_argument("--weight-decay", type=float, metavar="W", help="of AdamW (0.01)")
-    parser.add_argument("--clip", type=float, metavar="C", help="largest norm of a gradient (1)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (bfloat16)")
-    parser.add_argument("--micro-tokens", type=int, metavar="N", help="per pass (8192)")
-    parser.add_argument("--threads", type=int, metavar="N", help="(one for each core)")
-    parser.add_argument("--checkpoint-steps", type=int, metavar="N", help="(100)")
+    for name, (kind, about) in _STAGE_OPTIONS.items():
+        parser.add_argument(_flag(name), type=_numbers(kind), metavar="N,N", help=about)
+    parser.add_argument(
+        "--draw", action="store_true", help="negatives at random, not the hardest of a row"
+    )
+    for name, (kind, about) in _RUN_OPTIONS.items():
+        if kind is bool:
+            parser.add_argument(_flag(name), action="store_true", default=None, help=about)
+        else:
+            parser.add_argument(_flag(name), type=kind, metavar=name[0].upper(), help=about)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
@@ -168,7 +182,7 @@ def _stages(arguments: argparse.Namespace) -> tuple:
         values = getattr(arguments, name)
         if values is not None and len(values) not in (1, len(chosen)):
             raise UserError(
-                found=f"--{name.replace('_', '-')} with {len(values)} values",
+                found=f"{_flag(name)} with {len(values)} values",
                 expected=f"one, or one for each of {len(chosen)} stages",
                 do="separate the values with commas",
                 exit_status=2,
@@ -184,7 +198,7 @@ def _stages(arguments: argparse.Namespace) -> tuple:
             )
         given = {name: getattr(arguments, name) for name in _STAGE_OPTIONS}
         values = {k: v[number if len(v) > 1 else 0] for k, v in given.items() if v is not None}
-        stages.append(replace(published[stage], **values))
+        stages.append(replace(published[stage], draw=arguments.draw, **values))
     return tuple(stages)
 
 

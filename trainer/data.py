@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow.compute as pc
 
 from datagen.schema import (
@@ -38,14 +37,27 @@ from trainer.rows import Rows
 
 log = logging.getLogger("embedmix")
 
-_ROW_COLUMNS = ("query_id", "instruction", "query", "positives", "negatives", "symmetric")
+_ROW_COLUMNS = (
+    *("query_id", "task", "instruction", "query", "symmetric", "in_batch"),
+    *("positives", "positive_scores", "negatives", "negative_scores"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """The texts of one training row, as the encoder sees them."""
+    """The texts of one training row, as the encoder sees them, and what is known of them.
+
+    `documents` (row numbers), `clusters` and `scores` are of the positive and the negatives, in
+    that order; `known` are the row numbers of all positives. `scores` are the teacher's.
+    """
 
     query_id: str
+    task: str
+    in_batch: bool
+    documents: tuple[int, ...]
+    clusters: tuple[str | None, ...]
+    scores: tuple[float, ...]
+    known: tuple[int, ...]
     query: str
     positive: str
     negatives: tuple[str, ...]
@@ -59,15 +71,17 @@ class Example:
 class StageData:
     """One stage of a mix as training examples with at most `negatives` negatives each.
 
+    They are the first ones, which are the hardest; with `draw`, drawn by (seed, epoch, query).
+
     Rows without a positive or without a negative teach nothing; they are left out of every plan,
     and counted in `skipped`. `tasks` and `sources` are small integers, one a row, ordered by name.
     """
 
-    def __init__(self, mix: str, stage: str, *, negatives: int):
+    def __init__(self, mix: str, stage: str, *, negatives: int, draw: bool = False):
         folder = Folder(mix)
         self.rows = Rows(folder, stage, MIX_ROW, _ROW_COLUMNS)
-        self.documents = Rows(folder, "documents", MIX_DOCUMENT, ("title", "text"))
-        self.negatives = negatives
+        self.documents = Rows(folder, "documents", MIX_DOCUMENT, ("title", "text", "cluster"))
+        self.negatives, self.draw = negatives, draw
         self.tasks, self.sources = _codes(folder, stage)
         usable, self.skipped = _usable(folder, stage)
         self.usable = None if usable.all() else np.flatnonzero(usable)
@@ -98,34 +112,81 @@ class StageData:
     def examples(self, rows: Sequence[int] | np.ndarray, *, seed: int, epoch: int) -> list[Example]:
         """Texts of the given rows; with several positives, one is drawn by (seed, epoch, query)."""
         numbers = np.asarray(rows, dtype=np.int64)
-        ids, instructions, queries = (
-            self.rows.strings(numbers, name) for name in ("query_id", "instruction", "query")
-        )
-        symmetric = self.rows.flags(numbers, "symmetric").tolist()
-        draws = np.array([_draw(f"{seed}/{epoch}/{i}") for i in ids], dtype=np.uint64)
-        positives, _ = self.rows.lists(numbers, "positives", first=draws, most=1)
-        start = np.zeros_like(draws)
-        negatives, counts = self.rows.lists(numbers, "negatives", first=start, most=self.negatives)
-        wanted = np.append(positives, negatives)
-        titles, texts = (self.documents.strings(wanted, name) for name in ("title", "text"))
-        documents = [format_document(t, text or "") for t, text in zip(titles, texts, strict=True)]
-        examples, at = [], len(numbers)
-        for i, (key, instruction, query, both, count) in enumerate(
-            zip(ids, instructions, queries, symmetric, counts.tolist(), strict=True)
+        ids = self.rows.strings(numbers, "query_id")
+        draws = [_draw(f"{seed}/{epoch}/{key}") for key in ids]
+        known, positives, scores = self._positives(numbers, draws)
+        negatives, negative_scores = self._negatives(numbers, draws)
+        counts = [1 + len(some) for some in negatives]
+        chosen = [[one, *some] for one, some in zip(positives, negatives, strict=True)]
+        documents = self._documents(np.array([n for some in chosen for n in some], dtype=np.int64))
+        columns = (self.rows.strings(numbers, n) for n in ("task", "instruction", "query"))
+        flags = (self.rows.flags(numbers, n).tolist() for n in ("in_batch", "symmetric"))
+        examples, at = [], 0
+        for i, (task, instruction, query, in_batch, both) in enumerate(
+            zip(*columns, *flags, strict=True)
         ):
-            own = [documents[i], *documents[at : at + count]]
-            at += count
-            if both:
-                own = [format_query(instruction, text) for text in own]
+            own = documents[at : at + counts[i]]
+            at += counts[i]
+            texts = [format_query(instruction, text) if both else text for text, _ in own]
             examples.append(
                 Example(
-                    query_id=key or "",
+                    query_id=ids[i] or "",
+                    task=task or "",
+                    in_batch=in_batch,
+                    documents=tuple(chosen[i]),
+                    clusters=tuple(cluster for _, cluster in own),
+                    scores=(scores[i], *negative_scores[i]),
+                    known=tuple(known[i]),
                     query=format_query(instruction, query or ""),
-                    positive=own[0],
-                    negatives=tuple(own[1:]),
+                    positive=texts[0],
+                    negatives=tuple(texts[1:]),
                 )
             )
         return examples
+
+    def _positives(
+        self, numbers: np.ndarray, draws: Sequence[int]
+    ) -> tuple[list[list[int]], list[int], list[float]]:
+        """For each row all its positives, the one that is drawn, and its score."""
+        known, scores = (
+            _split(*self.rows.lists(numbers, f"positive{s}")) for s in ("s", "_scores")
+        )
+        at = [draw % len(some) for draw, some in zip(draws, known, strict=True)]
+        drawn = [some[i] for some, i in zip(known, at, strict=True)]
+        return known, drawn, [some[i] for some, i in zip(scores, at, strict=True)]
+
+    def _negatives(
+        self, numbers: np.ndarray, draws: Sequence[int]
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """For each row its negatives, the first ones or those drawn, and their scores."""
+        most = None if self.draw else self.negatives
+        found, scores = (
+            _split(*self.rows.lists(numbers, f"negative{s}", most=most)) for s in ("s", "_scores")
+        )
+        if not self.draw:
+            return found, scores
+        orders = [
+            np.random.default_rng(draw).permutation(len(some))[: self.negatives].tolist()
+            for draw, some in zip(draws, found, strict=True)
+        ]
+        return (
+            [[some[i] for i in order] for some, order in zip(found, orders, strict=True)],
+            [[some[i] for i in order] for some, order in zip(scores, orders, strict=True)],
+        )
+
+    def _documents(self, numbers: np.ndarray) -> list[tuple[str, str | None]]:
+        """Text as the encoder sees it, and cluster, of each document."""
+        columns = (self.documents.strings(numbers, name) for name in ("title", "text", "cluster"))
+        return [
+            (format_document(title, text or ""), cluster)
+            for title, text, cluster in zip(*columns, strict=True)
+        ]
+
+
+def _split(values: np.ndarray, counts: np.ndarray) -> list[list[Any]]:
+    """The values of each row, as Python numbers."""
+    flat, ends = values.tolist(), np.cumsum(counts).tolist()
+    return [flat[end - count : end] for end, count in zip(ends, counts.tolist(), strict=True)]
 
 
 def _draw(key: str) -> int:
@@ -153,9 +214,13 @@ def _read_blocks(folder: Folder, shards: Sequence[str]) -> list[Mapping[str, Any
     """The blocks of a mix whose manifest does not tell them."""
     blocks: list[Mapping[str, Any]] = []
     for name in shards:
-        table = pl.DataFrame(open_shard(folder, name).select(["task", "source"]))
-        runs = table.select(pl.struct("task", "source").rle().alias("run")).unnest("run")
-        blocks += [{**value, "rows": rows} for rows, value in runs.iter_rows()]
+        table = open_shard(folder, name).select(["task", "source"])
+        runs = pc.run_end_encode(pc.binary_join_element_wise(*table.columns, "\x1f"))
+        for chunk in runs.chunks:
+            sizes = np.diff(chunk.run_ends.to_numpy(), prepend=0).tolist()
+            for value, rows in zip(chunk.values.to_pylist(), sizes, strict=True):
+                task, source = value.split("\x1f", 1)
+                blocks.append({"task": task, "source": source, "rows": rows})
     return blocks
 
 

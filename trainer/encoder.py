@@ -1,16 +1,18 @@
-"""Load a decoder as a bidirectional encoder, check that it is one, and embed texts with it.
+"""Load a decoder or an encoder, make it bidirectional, check that it is, embed texts with padding.
 
 transformers >= 5.2 makes every decoder bidirectional through one configuration key,
 `is_causal=False`, which is saved with the model. Older versions ignore it without a word, and some
 attention kernels ignore it in padded batches only; `self_check` finds both before training starts.
 
 An embedding is the mean of the last hidden states over all real tokens, instruction included, as in
-llama-embed-nemotron-8b (arXiv 2511.07025). Texts are padded on the right, to their own pass only.
+llama-embed-nemotron-8b (arXiv 2511.07025), or the state of the last or the first token. Training
+does not pad (trainer/packed.py); `check_packed` makes sure that it gives the same embeddings.
 
-Shape suffixes: B texts, T tokens, S tokens of all passes in a row, D embedding width.
+Shape suffixes: B texts, T tokens, D embedding width.
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from datagen.schema import UserError
+from trainer.packed import PackedEncoder
 
 MINIMUM_TRANSFORMERS = Version("5.2.0")
 
@@ -52,6 +56,7 @@ def load_encoder(
             attn_implementation=attn_implementation,
             output_loading_info=True,
             local_files_only=True,
+            **_without_pooler(config),
         )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     if report["missing_keys"]:
@@ -65,6 +70,13 @@ def load_encoder(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
+    """BERT's pooler has weights that no embedding here uses, and that many folders lack."""
+    known = MODEL_MAPPING.get(type(config), None)
+    arguments = inspect.signature(known.__init__).parameters if inspect.isclass(known) else ()
+    return {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
 
 
 def _check_version() -> None:
@@ -143,52 +155,15 @@ def hidden_states(
     return model(input_ids=tokens_BT, attention_mask=mask_BT).last_hidden_state, mask_BT
 
 
-def embed(model: PreTrainedModel, ids: Sequence[Sequence[int]], *, pad_id: int) -> Tensor:
-    """Mean-pooled embeddings [B, D] of one padded pass; keeps the graph where grad is enabled."""
-    return mean_pool(*hidden_states(model, ids, pad_id=pad_id))
-
-
-def embed_sorted(
-    model: PreTrainedModel,
-    ids: Sequence[Sequence[int]],
-    *,
-    pad_id: int,
-    pass_tokens: int,
-    residuals: torch.dtype | None = None,
+def embed(
+    model: PreTrainedModel, ids: Sequence[Sequence[int]], *, pad_id: int, pooling: str = "mean"
 ) -> Tensor:
-    """Embeddings [B, D] of texts sorted by length, in passes of at most `pass_tokens` tokens.
-
-    Under autocast, `residuals` sets the dtype of the residual stream, which is fp32 otherwise.
-    The caller sorts, and keeps that order: putting rows back with an index would make the backward
-    pass add with atomics, in an order that differs from run to run. The token table is read once
-    for all passes, since each backward of a lookup writes a gradient as large as the table.
-    """
-    runs = cut_passes([len(row) for row in ids], pass_tokens)
-    padded = [pad(ids[begin:end], pad_id=pad_id) for begin, end in runs]
-    flat_S = torch.cat([tokens_BT.flatten() for tokens_BT, _ in padded])
-    table = model.get_input_embeddings()
-    states_SD = table(flat_S.to(model.device)).to(residuals or table.weight.dtype)
-    embeddings = []
-    for part_SD, (_, mask) in zip(
-        states_SD.split([mask.numel() for _, mask in padded]), padded, strict=True
-    ):
-        mask_BT = mask.to(model.device)
-        inputs_BTD = part_SD.view(*mask_BT.shape, -1)
-        hidden_BTD = model(inputs_embeds=inputs_BTD, attention_mask=mask_BT).last_hidden_state
-        embeddings.append(mean_pool(hidden_BTD, mask_BT))
-    return torch.cat(embeddings)
-
-
-def cut_passes(lengths: Sequence[int], pass_tokens: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of runs whose padded size, rows x longest, stays within `pass_tokens`."""
-    begin = longest = 0
-    for i, length in enumerate(lengths):
-        if i > begin and max(longest, length) * (i - begin + 1) > pass_tokens:
-            yield begin, i
-            begin, longest = i, 0
-        longest = max(longest, length)
-    if lengths:
-        yield begin, len(lengths)
+    """Embeddings [B, D] of one padded pass; keeps the graph where grad is enabled."""
+    hidden_BTD, mask_BT = hidden_states(model, ids, pad_id=pad_id)
+    if pooling == "mean":
+        return mean_pool(hidden_BTD, mask_BT)
+    at_B = mask_BT.sum(1) - 1 if pooling == "last" else torch.zeros_like(mask_BT[:, 0])
+    return hidden_BTD[torch.arange(len(at_B)), at_B].float()
 
 
 @torch.no_grad()
@@ -226,6 +201,28 @@ def self_check(model: PreTrainedModel, tokenizer: Any, *, causal: bool = False) 
             expected=f"at most {tolerance:.0e}",
             do="use another attn_implementation",
         )
+
+
+@torch.no_grad()
+def check_packed(model: PreTrainedModel, tokenizer: Any) -> PackedEncoder:
+    """The model as a packed encoder; UserError unless it embeds like padded passes do."""
+    special = set(tokenizer.all_special_ids)
+    some = [i for i in range(len(tokenizer)) if i not in special][:7]
+    ids = [some[:2], some[2:5], some[:5], some]
+    was_training = model.training
+    padded_BD = embed(model.eval(), ids, pad_id=tokenizer.pad_token_id)
+    packed = PackedEncoder(model)
+    difference = (padded_BD - packed(ids)).norm() / padded_BD.norm()
+    model.train(was_training)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    if not difference <= tolerance:
+        raise UserError(
+            found=f"{type(model).__name__}: packed texts differ from padded ones by "
+            f"{difference:.1e}",
+            expected=f"at most {tolerance:.0e}",
+            do="use a model whose attention goes through transformers' attention interface",
+        )
+    return packed
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: Any) -> None:

@@ -2,7 +2,7 @@
 
 The folder holds the stock architecture with `is_causal: false` (read by transformers >= 5.2,
 sentence-transformers and vLLM) and `use_bidirectional_attention: true` (text-embeddings-inference),
-mean pooling over all tokens, instruction included, and normalisation. Older transformers load the
+pooling (a mean has all tokens, instruction included) and normalisation. Older transformers load the
 same files as a causal model without a word: golden.py has the means to notice.
 
 A prompt is put in front of the text as it stands, so `prompt + text` must be the string that
@@ -36,6 +36,7 @@ def export_model(
     max_length: int,
     prompts: Mapping[str, str],
     card: Mapping[str, Any] | None = None,
+    pooling: str = "mean",
 ) -> None:
     """Write the encoder to `output`, whole or not at all; texts are cut at `max_length` tokens.
 
@@ -57,7 +58,8 @@ def export_model(
         _save_tokenizer(tokenizer, folder, max_length=max_length)
         causal = model.config.is_causal
         edit_json(folder / "config.json", use_bidirectional_attention=not causal)
-        _write_modules(folder, width=model.config.hidden_size, max_length=max_length)
+        width = model.config.hidden_size
+        _write_modules(folder, width=width, max_length=max_length, pooling=pooling)
         settings = {
             "model_type": "SentenceTransformer",
             "__version__": {name: version(name) for name in _LIBRARIES},
@@ -66,10 +68,11 @@ def export_model(
             "similarity_fn_name": "cosine",
         }
         write_json(folder / "config_sentence_transformers.json", settings)
-        vectors = golden_vectors(model, tokenizer, prompts, max_length=max_length)
+        vectors = golden_vectors(model, tokenizer, prompts, max_length=max_length, pooling=pooling)
         save_golden(folder, vectors, dtype=model.dtype)
         (folder / "README.md").write_text(
-            model_card(card or {}, max_length=max_length, causal=causal), encoding="utf-8"
+            model_card(card or {}, max_length=max_length, causal=causal, pooling=pooling),
+            encoding="utf-8",
         )
 
 
@@ -170,7 +173,7 @@ def _save_tokenizer(tokenizer: Any, folder: Path, *, max_length: int) -> None:
     saved.save_pretrained(folder)
 
 
-def _write_modules(folder: Path, *, width: int, max_length: int) -> None:
+def _write_modules(folder: Path, *, width: int, max_length: int, pooling: str) -> None:
     """modules.json and what it names, as sentence-transformers 5 and 6 both read it."""
     names = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
@@ -181,23 +184,25 @@ def _write_modules(folder: Path, *, width: int, max_length: int) -> None:
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False}
     )
-    pooling = {
+    how = {
         "word_embedding_dimension": width,
-        "pooling_mode_cls_token": False,
-        "pooling_mode_mean_tokens": True,
+        "pooling_mode_cls_token": pooling == "cls",
+        "pooling_mode_mean_tokens": pooling == "mean",
         "pooling_mode_max_tokens": False,
         "pooling_mode_mean_sqrt_len_tokens": False,
         "pooling_mode_weightedmean_tokens": False,
-        "pooling_mode_lasttoken": False,
+        "pooling_mode_lasttoken": pooling == "last",
         "include_prompt": True,
     }
     for path, _ in names[1:]:
         (folder / path).mkdir()
-    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "1_Pooling" / "config.json", how)
     write_json(folder / "2_Normalize" / "config.json", {})
 
 
-def model_card(card: Mapping[str, Any], *, max_length: int, causal: bool) -> str:
+def model_card(
+    card: Mapping[str, Any], *, max_length: int, causal: bool, pooling: str = "mean"
+) -> str:
     """README.md of a model: what it is, what it was made from, how to load it."""
     head = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     if card.get("licence"):
@@ -207,7 +212,7 @@ def model_card(card: Mapping[str, Any], *, max_length: int, causal: bool) -> str
         "base model": card.get("base_model", "not stated"),
         "licence of the base model": card.get("licence", "not stated"),
         "training mix (digest)": card.get("mix", "none"),
-        "attention": f"{attention}, mean pooling, unit length",
+        "attention": f"{attention}, {pooling} pooling, unit length",
         "longest text": f"{max_length} tokens",
         "needs": "transformers >= 5.2 (older versions load it as a causal model, with no warning)",
     }

@@ -30,7 +30,12 @@ _LIBRARIES = ("torch", "transformers", "sentence-transformers")
 
 
 def golden_vectors(
-    model: Any, tokenizer: Any, prompts: Mapping[str, str], *, max_length: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Mapping[str, str],
+    *,
+    max_length: int,
+    pooling: str = "mean",
 ) -> Any:
     """Unit vectors [2, D] of the golden texts by the trainer's own encoder, in one padded batch."""
     import torch
@@ -42,7 +47,7 @@ def golden_vectors(
     with torch.no_grad():
         texts = [prompts[name] + text for name, text in TEXTS]
         ids = tokenize(tokenizer, texts, max_length=max_length)
-        pooled = embed(model, ids, pad_id=tokenizer.pad_token_id)
+        pooled = embed(model, ids, pad_id=tokenizer.pad_token_id, pooling=pooling)
     model.train(was_training)
     return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 

@@ -11,7 +11,7 @@ does not grow with the rows of the table.
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +29,18 @@ class _Column(NamedTuple):
     end: np.ndarray  # of the values
 
 
+# What the values of a list are read as.
+_ITEMS: dict[pa.DataType, np.dtype[Any]] = {
+    pa.list_(pa.int64()): np.dtype(np.int64),
+    pa.list_(pa.float32()): np.dtype(np.float32),
+}
+_ENDS = np.dtype(np.int32)
+
+
 class Rows:
     """Random access by row number over the memory-mapped shards of one table of a mix.
 
-    `columns` are those that can be read: strings, lists of int64 and flags.
+    `columns` are those that can be read: strings, lists of int64 or float32, and flags.
     """
 
     def __init__(self, folder: Folder, table: str, schema: pa.Schema, columns: Sequence[str]):
@@ -58,10 +66,11 @@ class Rows:
         end = max(file.address + file.size for file in self._files)
         self._bytes = np.frombuffer((ctypes.c_uint8 * (end - base)).from_address(base), np.uint8)
         self._view = memoryview(self._bytes.data)
-        self._int32, self._int64 = (
-            self._bytes[: len(self._bytes) // size * size].view(kind)
-            for size, kind in ((4, np.int32), (8, np.int64))
-        )
+        self._views = {
+            kind: self._bytes[: len(self._bytes) // kind.itemsize * kind.itemsize].view(kind)
+            for kind in (_ENDS, *_ITEMS.values())
+        }
+        self._items = {name: _ITEMS.get(schema.field(name).type) for name in columns}
         self._columns = {
             name: _Column(*np.where(a := np.array(found, dtype=np.int64), a - base, 0).T)
             for name, found in places.items()
@@ -95,19 +104,17 @@ class Rows:
         ]
 
     def lists(
-        self, rows: np.ndarray, name: str, *, first: np.ndarray, most: int
+        self, rows: np.ndarray, name: str, *, most: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(numbers of all rows one after the other, how many each row has).
-
-        At most `most` of each row, from item `first` (uint64, taken modulo the length) of its list
-        to the list's end.
-        """
+        """(items of all rows one after the other, how many each row has): the first `most` ones."""
+        kind = self._items[name]
+        assert kind is not None, f"{name} is no list"
+        size = kind.itemsize
         batch, row = self._batches(rows)
-        begin, end = self._ends(self._columns[name], batch, row, width=8)
-        lengths = (end - begin) // 8
-        start = (first % np.maximum(lengths, 1).astype(np.uint64)).astype(np.int64)
-        counts = np.minimum(lengths - start, most)
-        return self._int64[ranges(begin // 8 + start, counts)], counts
+        begin, end = self._ends(self._columns[name], batch, row, width=size)
+        counts = (end - begin) // size
+        counts = counts if most is None else np.minimum(counts, most)
+        return self._views[kind][ranges(begin // size, counts)], counts
 
     def flags(self, rows: np.ndarray, name: str) -> np.ndarray:
         """A column of booleans."""
@@ -119,9 +126,9 @@ class Rows:
     ) -> tuple[np.ndarray, np.ndarray]:
         """First byte, and the one after the last, of values of `width` bytes."""
         place = column.offsets[batch] // 4 + row
-        base = column.values[batch]
-        begin = base + width * self._int32[place].astype(np.int64)
-        end = base + width * self._int32[place + 1].astype(np.int64)
+        base, int32 = column.values[batch], self._views[_ENDS]
+        begin = base + width * int32[place].astype(np.int64)
+        end = base + width * int32[place + 1].astype(np.int64)
         # A damaged file must not send us to memory that is not there.
         if ((begin < base) | (end < begin) | (end > column.end[batch])).any():
             raise UserError(

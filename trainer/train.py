@@ -18,7 +18,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datagen import __version__
 from datagen.schema import STAGES, UserError
@@ -27,9 +27,26 @@ from trainer.export import GOLDEN, any_entry, export_model
 
 log = logging.getLogger("embedmix")
 
-DTYPES = ("bfloat16", "float32")
+_KNOWN = {
+    "dtype": ("bfloat16", "float32"),
+    "loss": ("nemotron", "nv_retriever", "gecko", "gemini", "qwen3", "f2llm", "kalm", "all"),
+    "distill": (None, "kl", "margin", "embedding"),
+    "pooling": ("mean", "last", "cls"),
+    "schedule": ("linear", "cosine"),
+    "parallel": ("ddp", "fsdp"),
+}
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
-_PLACES = ("mix", "base", "output", "threads", "checkpoint_steps")  # do not decide the weights
+# These do not decide the weights, or only through what lies there.
+_PLACES = (
+    "mix",
+    "base",
+    "teacher",
+    "output",
+    "threads",
+    "checkpoint_steps",
+    "parallel",
+    "tensorboard",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +61,21 @@ class StageConfig:
     max_rows: int | None = None  # per epoch: a seeded part of the rows, another one each epoch
     warmup_steps: int = 100  # a tenth of the stage's steps where that is fewer
     max_length: int = 512  # tokens, instruction included
+    draw: bool = False  # negatives at random from those of the row, not the first ones
 
     def __post_init__(self) -> None:
         counts = [self.negatives, self.batch_size, self.epochs, self.max_length]
         counts += [] if self.max_rows is None else [self.max_rows]
         possible = min(counts) >= 1 and self.warmup_steps >= 0 and self.learning_rate > 0
         if self.name not in STAGES or not possible:
-            raise UserError(
-                found=f"stage {asdict(self)}",
-                expected=f"a name of {STAGES}, a learning rate above 0, counts of at least 1",
-                do="mend the training recipe",
-                exit_status=2,
+            _refuse(
+                f"stage {asdict(self)}",
+                f"a name of {STAGES}, a learning rate above 0, counts of at least 1",
             )
+
+
+def _refuse(found: str, expected: str) -> NoReturn:
+    raise UserError(found=found, expected=expected, do="mend the training recipe", exit_status=2)
 
 
 PRETRAIN = StageConfig(name="pretrain", negatives=1, learning_rate=1e-5, batch_size=2048)
@@ -79,26 +99,43 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient of a batch
     dtype: str = "bfloat16"
+    loss: str = "nemotron"  # a key of trainer.loss.LOSSES
+    matryoshka: bool = False  # the loss at widths 8, 16, ... as well
+    distill: str | None = None  # kl or margin (the mix's scores), embedding (of `teacher`)
+    distill_weight: float = 1.0
+    teacher: str | None = None  # folder of a model with the same tokenizer
+    pooling: str = "mean"  # last, cls
+    causal: bool = False
+    lora: int = 0  # rank of adapters that are trained in place of the weights; 0: all weights
+    schedule: str = "linear"  # cosine
+    smallest_rate: float = 0.0  # what a schedule ends at, as a share of its peak
     micro_tokens: int = 8192  # tokens whose activations are kept at once
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    parallel: str = "ddp"  # fsdp; under torchrun
     checkpoint_steps: int = 100
+    tensorboard: str | None = None  # folder for TensorBoard, beside metrics.jsonl
     threads: int | None = None  # None: one for each core this process may use
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES or not self.stages:
-            raise UserError(
-                found=f"dtype {self.dtype!r}, {len(self.stages)} stages",
-                expected=f"a dtype of {DTYPES}, at least one stage",
-                do="mend the training recipe",
-                exit_status=2,
+        for name, known in _KNOWN.items():
+            if getattr(self, name) not in known:
+                _refuse(
+                    f"{name} {getattr(self, name)!r}",
+                    f"one of {known}",
+                )
+        if (self.distill == "embedding") != (self.teacher is not None) or not self.stages:
+            _refuse(
+                f"distill {self.distill!r}, teacher {self.teacher!r}, {len(self.stages)} stages",
+                "a teacher if and only if its embeddings are matched; at least one stage",
             )
         positive = (self.temperature, self.clip, self.micro_tokens, self.checkpoint_steps)
-        if min(positive) <= 0 or self.weight_decay < 0 or (self.threads or 1) < 1:
-            raise UserError(
-                found=f"temperature, clip, micro_tokens, checkpoint_steps = {positive}, "
-                f"weight_decay = {self.weight_decay}, threads = {self.threads}",
-                expected="numbers above 0 (weight_decay may be 0)",
-                do="mend the training recipe",
-                exit_status=2,
+        others = (self.weight_decay, self.smallest_rate, self.lora)
+        if min(positive) <= 0 or min(others) < 0 or (self.threads or 1) < 1:
+            _refuse(
+                f"temperature, clip, micro_tokens, checkpoint_steps = {positive}, "
+                f"weight_decay, smallest_rate, lora = {others}, threads = {self.threads}",
+                "numbers above 0 (those of the second group may be 0)",
             )
 
     def identity(self) -> dict[str, Any]:
@@ -107,6 +144,7 @@ class TrainConfig:
         digests = {
             "mix": read_manifest(Folder(self.mix)).digest,
             "base": model_digest(self.base),
+            "teacher": self.teacher and model_digest(self.teacher),
         }
         return json.loads(json.dumps({**fields, **digests}))
 
@@ -146,15 +184,33 @@ def train(config: TrainConfig) -> dict[str, Any]:
         log.info("%s: up to date", output.name)
         return record
     _refuse_other_content(output)
+    from trainer.distributed import process_group, rank
     from trainer.loop import run_stages
-    from trainer.prompts import PROMPTS
 
     place = output.with_name(f".{output.name}.training")
-    model, tokenizer, stages = run_stages(config, identity, place=place)
+    with process_group() as device:
+        model, tokenizer, stages = run_stages(config, identity, place=place, device=device)
+        if rank() == 0:
+            _export(config, model, tokenizer, identity=identity, stages=stages)
+            shutil.copyfile(place / "metrics.jsonl", output / "metrics.jsonl")
+            done.write_text(json.dumps(_record(config, identity, stages), indent=1) + "\n")
+            shutil.rmtree(place)
+    return json.loads(json.dumps(_record(config, identity, stages)))
+
+
+def _export(
+    config: TrainConfig, model: Any, tokenizer: Any, *, identity: dict[str, Any], stages: list
+) -> None:
+    from trainer.prompts import PROMPTS
+
     length = max(stage.max_length for stage in config.stages)
     card = {"base_model": Path(config.base).name, "mix": identity["mix"], "stages": stages}
-    export_model(model, tokenizer, config.output, max_length=length, prompts=PROMPTS, card=card)
-    record = {
+    settings: dict[str, Any] = {"prompts": PROMPTS, "card": card, "pooling": config.pooling}
+    export_model(model, tokenizer, config.output, max_length=length, **settings)
+
+
+def _record(config: TrainConfig, identity: dict[str, Any], stages: list) -> dict[str, Any]:
+    return {
         "config": asdict(config),
         "identity": identity,
         "fingerprint": fingerprint(identity),
@@ -164,11 +220,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "seconds": round(sum(stage["seconds"] for stage in stages), 1),
         "versions": {"embedmix": __version__, **{name: version(name) for name in _LIBRARIES}},
     }
-    shutil.copyfile(place / "metrics.jsonl", output / "metrics.jsonl")
-    text = json.dumps(record, indent=1)
-    done.write_text(text + "\n")
-    shutil.rmtree(place)
-    return json.loads(text)
 
 
 def _refuse_other_content(output: Path) -> None:

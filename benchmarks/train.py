@@ -1,0 +1,247 @@
+"""Samples per second of the trainer beside sentence-transformers', and the use of a GPU.
+
+    python benchmarks/train.py --mix out/demo/mix --base out/demo/models/base   # two trainers
+    python benchmarks/train.py --gpu                                  # a random model, no files
+
+Both trainers get the same model, rows, order of batches, loss (cosines over 0.05, all documents of
+a batch against each query), learning rates, bf16 and threads, one after the other in a process of
+its own; the curves of their losses stand side by side. The GPU part trains an encoder of the shape
+of Llama-3.2-1B with random weights on random tokens. Writes Markdown to stdout and to --output.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+TEMPERATURE, RATE = 0.05, 1e-4
+
+
+def _stage(arguments: argparse.Namespace) -> Any:
+    from trainer.train import StageConfig
+
+    return StageConfig(
+        name=arguments.stage, negatives=arguments.negatives, learning_rate=RATE,
+        batch_size=arguments.batch_size, max_rows=arguments.rows, max_length=arguments.max_length,
+    )  # fmt: skip
+
+
+def ours(arguments: argparse.Namespace, output: str) -> dict[str, Any]:
+    """The trainer as it is: reading, tokenising, steps; without loading and export."""
+    from trainer.train import TrainConfig, train
+
+    config = TrainConfig(
+        mix=arguments.mix, base=arguments.base, output=output, stages=(_stage(arguments),),
+        loss="all", temperature=TEMPERATURE, micro_tokens=arguments.micro_tokens,
+        threads=arguments.threads, checkpoint_steps=10**6,
+    )  # fmt: skip
+    record = train(config)
+    lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
+    return {
+        "seconds": record["stages"][0]["seconds"],
+        "rows": record["rows"],
+        "tokens": record["tokens"],
+        "losses": [json.loads(line)["loss"] for line in lines],
+    }
+
+
+def theirs(arguments: argparse.Namespace, output: str) -> dict[str, Any]:
+    """The trainer of sentence-transformers on the same rows in the same batches."""
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
+    from sentence_transformers.sentence_transformer.training_args import (
+        SentenceTransformerTrainingArguments,
+    )
+
+    from trainer.data import StageData
+    from trainer.plan import stage_plan
+
+    stage = _stage(arguments)
+    data = StageData(arguments.mix, stage.name, negatives=stage.negatives)
+    plan = stage_plan(data, stage, 0)
+    examples = [e for _, rows in plan for e in data.examples(rows.tolist(), seed=0, epoch=0)]
+    columns = ["anchor", "positive", *(f"negative_{n}" for n in range(1, stage.negatives + 1))]
+    table = {name: [e.texts[i] for e in examples] for i, name in enumerate(columns)}
+    starts = [sum(len(rows) for _, rows in plan[:i]) for i in range(len(plan) + 1)]
+    batches = [list(range(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
+
+    torch.set_num_threads(arguments.threads)
+    model = SentenceTransformer(arguments.base, local_files_only=True)
+    model.max_seq_length = stage.max_length
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=output, use_cpu=not torch.cuda.is_available(), bf16=True,
+            num_train_epochs=1, per_device_train_batch_size=stage.batch_size,
+            batch_sampler=lambda *_, **__: batches,  # type: ignore[arg-type]
+            learning_rate=stage.learning_rate, weight_decay=0.01, lr_scheduler_type="linear",
+            warmup_steps=len(plan) // 10, max_grad_norm=1.0, logging_steps=1,
+            save_strategy="no", report_to="none", disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict(table),
+        loss=MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE),
+    )  # fmt: skip
+    begin = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - begin
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return {"seconds": seconds, "rows": len(examples), "losses": losses}
+
+
+def compare(arguments: argparse.Namespace) -> str:
+    """Both trainers, `--repeats` times in turn; the fastest of each counts."""
+    best: dict[str, dict[str, Any]] = {}
+    for _ in range(arguments.repeats):
+        for name in ("ours", "theirs"):
+            with tempfile.TemporaryDirectory() as folder:
+                found = Path(folder) / "found.json"
+                command = [sys.executable, __file__, *sys.argv[1:], "--one", name, str(found)]
+                subprocess.run(command, check=True)
+                result = json.loads(found.read_text())
+            if name not in best or result["seconds"] < best[name]["seconds"]:
+                best[name] = result
+    rates = {name: r["rows"] / r["seconds"] for name, r in best.items()}
+    losses = {name: r["losses"] for name, r in best.items()}
+    apart = max(abs(a - b) for a, b in zip(losses["ours"], losses["theirs"], strict=True))
+    rows, tokens = best["ours"]["rows"], best["ours"]["tokens"]
+    lines = [
+        f"{rows} rows of {1 + 1 + arguments.negatives} texts, {tokens:,} different tokens in "
+        f"{len(losses['ours'])} batches of {arguments.batch_size}, {arguments.threads} threads, "
+        "bf16.",
+        "",
+        "| trainer | rows/s | seconds | first loss | last loss |",
+        "|---|---|---|---|---|",
+    ]
+    for name, label in (("ours", "embedmix"), ("theirs", "sentence-transformers")):
+        curve = losses[name]
+        lines.append(
+            f"| {label} | {rates[name]:.2f} | {best[name]['seconds']:.1f} "
+            f"| {curve[0]:.4f} | {curve[-1]:.4f} |"
+        )
+    ratio = rates["ours"] / rates["theirs"]
+    return "\n".join([*lines, "", f"Ratio {ratio:.2f}; losses of a step differ by <= {apart:.3f}."])
+
+
+def gpu(arguments: argparse.Namespace) -> str:
+    """Steps of a random encoder: tokens/s, share of the device's bf16 rate, memory."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    from trainer.objective import Gradients, Objective
+    from trainer.packed import PackedEncoder
+    from trainer.progress import peak_flops, token_flops
+    from trainer.schedule import new_optimizer
+
+    shape = {
+        "1b": (2048, 16, 32, 8, 8192),
+        "8b": (4096, 32, 32, 8, 14336),
+        "tiny": (64, 2, 4, 2, 128),
+    }
+    width, layers, heads, key_heads, inner = shape[arguments.shape]
+    config = LlamaConfig(
+        vocab_size=128_256 if arguments.shape != "tiny" else 512, hidden_size=width,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
+        intermediate_size=inner, is_causal=False, use_cache=False, max_position_embeddings=8192,
+    )  # fmt: skip
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    with device:
+        model = LlamaModel(config).train()
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if arguments.compile:
+        model.compile(dynamic=True)
+    optimizer = new_optimizer(model, 0.01)
+    work = Gradients(
+        encoder=PackedEncoder(model, mixed=True), device=device,
+        objective=Objective(loss=arguments.loss), micro_tokens=arguments.micro_tokens, pad_id=0,
+    )  # fmt: skip
+    rows = arguments.batch_size
+    texts = 2 + arguments.negatives
+    numbers = torch.randint(1, 512, (rows, texts, arguments.max_length)).tolist()
+    examples: Any = [
+        SimpleNamespace(
+            query=str(n), in_batch=True, documents=range(n * texts, n * texts + texts - 1),
+            clusters=(None,) * (texts - 1), scores=(0.0,) * (texts - 1), known=(n * texts,),
+        )
+        for n in range(rows)
+    ]  # fmt: skip
+
+    def step() -> int:
+        found = work.add(examples, numbers, count=rows, negatives=arguments.negatives)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return found.tokens
+
+    for _ in range(2):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begin = time.monotonic()
+    tokens = sum(step() for _ in range(arguments.steps))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    rate = tokens / (time.monotonic() - begin)
+    peak = peak_flops()
+    use = rate * token_flops(model, length=arguments.max_length) / peak if peak else None
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    return "\n".join(
+        [
+            "| shape | device | loss | length | tokens at once | tokens/s | rows/s | MFU | GiB |",
+            "|---|---|---|---|---|---|---|---|---|",
+            f"| {arguments.shape} | {torch.cuda.get_device_name() if peak else device.type} "
+            f"| {arguments.loss} | {arguments.max_length} | {arguments.micro_tokens:,} "
+            f"| {rate:,.0f} | {rate / arguments.max_length / texts:.1f} "
+            f"| {f'{use:.1%}' if use else 'not known'} | {f'{memory:.1f}' if memory else '-'} |",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mix", default=str(ROOT / "out/demo/mix"))
+    parser.add_argument("--base", default=str(ROOT / "out/demo/models/base"))
+    parser.add_argument("--stage", default="pretrain", help="of the mix")
+    parser.add_argument("--rows", type=int, default=320)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--negatives", type=int, default=4)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--micro-tokens", type=int, default=16_384)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--shape", choices=("1b", "8b", "tiny"), default="1b")
+    parser.add_argument("--loss", default="nemotron", help="of the GPU part")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--output", metavar="FILE")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        name, found = arguments.one
+        run = {"ours": ours, "theirs": theirs}[name]
+        Path(found).write_text(json.dumps(run(arguments, f"{found}.model")))
+        return
+    text = gpu(arguments) if arguments.gpu else compare(arguments)
+    print(text)
+    if arguments.output:
+        Path(arguments.output).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
