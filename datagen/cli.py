@@ -278,7 +278,7 @@ def _mine(commands: Any) -> None:
     )
     parser.add_argument("--margin", type=float, default=0.95, metavar="P")
     parser.add_argument("--negatives", type=int, default=24, metavar="N", help="kept per query")
-    parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="unpacked models")
+    parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="models, embeddings")
     _output(parser)
 
 
@@ -295,6 +295,7 @@ def _run_mine(arguments: argparse.Namespace) -> int:
             encoder=encoder,
             margin=arguments.margin,
             negatives=arguments.negatives,
+            cache=f"{arguments.cache}/embeddings",
         )
     )
 

@@ -1,8 +1,8 @@
 """The vectors of all queries and documents of a step, committed unit by unit as they finish.
 
 A unit is a fixed range of rows of one shard, encoded in the same batches wherever it runs. The
-shards are the embedding cache: a killed run resumes after its last unit, and later steps read them
-again.
+shards hold the vectors in the order of the rows, for this step and those that name it; a killed run
+resumes after its last unit, and inside it after what the cache has (datagen.embedding_cache).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datagen.encode import Encoder, embedding_schema, embedding_table
+from datagen.embedding_cache import CachedEncoder
+from datagen.encode import embedding_schema, embedding_table
 from datagen.negatives import ledger_of
 from datagen.schema import UserError, format_document, format_query
 from datagen.steps import Context, UnitResult, Workers
@@ -22,9 +23,12 @@ _KEYS = {"documents": "doc_id", "queries": "query_id"}
 
 
 def embed(
-    context: Context, encoder: str, *, threads: int, workers: Workers
+    context: Context, encoder: str, *, cache: str, threads: int, workers: Workers
 ) -> dict[str, list[str]]:
-    """Encode both tables of the input `deduped`; shard names by kind, in order of rows."""
+    """Encode both tables of the input `deduped`; shard names by kind, in order of rows.
+
+    `cache` is where the vectors of all runs are kept (datagen.embedding_cache).
+    """
     embedding = dict(context.config["embedding"])
     context.map_units(
         [
@@ -39,9 +43,23 @@ def embed(
         },
         phase="embed",
         workers=workers,
-        constructor={"encoder": encoder, "embedding": embedding, "threads": threads},
+        constructor={
+            "encoder": encoder,
+            "embedding": embedding,
+            "cache": cache,
+            "threads": threads,
+        },
     )
+    _merge_segments(encoder, embedding, cache)
     return vector_shards(context.shards)
+
+
+def _merge_segments(encoder: str, embedding: Mapping[str, Any], cache: str) -> None:
+    known = CachedEncoder(
+        encoder, root=cache, max_length=embedding["max_length"], dtype=embedding["dtype"]
+    )
+    for prompt in sorted({embedding[f"{kind}_prompt"] for kind in TABLES}):
+        known.space(prompt, embedding["stored"]).merge()
 
 
 def vector_shards(shards: Sequence[Shard]) -> dict[str, list[str]]:
@@ -65,7 +83,7 @@ def earlier_vectors(context: Context) -> tuple[Folder, dict[str, list[str]]]:
 def row_units(context: Context, kind: str) -> list[dict[str, Any]]:
     """Ranges of rows inside the shards of a table; none holds both public and synthetic rows.
 
-    Neighbours in a batch can change the last bit of a vector: public ones have public neighbours.
+    What LLMs wrote then never changes a unit of public rows.
     """
     units: list[dict[str, Any]] = []
     total, size = 0, context.config["embedding"]["rows_per_unit"]
@@ -84,10 +102,11 @@ def row_units(context: Context, kind: str) -> list[dict[str, Any]]:
 class Embedder:
     """A worker that holds the encoder."""
 
-    def __init__(self, *, encoder: str, embedding: Mapping[str, Any], threads: int):
+    def __init__(self, *, encoder: str, embedding: Mapping[str, Any], cache: str, threads: int):
         self.embedding = embedding
-        self.encoder = Encoder(
+        self.encoder = CachedEncoder(
             encoder,
+            root=cache,
             max_length=embedding["max_length"],
             dtype=embedding["dtype"],
             threads=threads,
@@ -104,7 +123,8 @@ class Embedder:
         key = _KEYS[kind]
         table = embedding_table(rows[key], vectors, embedding_schema(key, stored))
         return UnitResult(
-            tables={TABLES[kind]: table}, ledger=ledger_of(rows["source"], unit=f"embedded {kind}")
+            tables={TABLES[kind]: table},
+            ledger=ledger_of(rows["source"], unit=f"embedded {kind}"),
         )
 
     def _texts(self, rows: pa.Table, kind: str) -> list[str]:

@@ -55,6 +55,7 @@ def mine_negatives(
     actors: int = 1,
     threads: int = 2,
     gpus: float = 0.0,
+    cache: str | None = None,
     embedded: Step | None = None,
     name: str = "mine",
 ) -> Step:
@@ -65,8 +66,9 @@ def mine_negatives(
     `dtype` is what the model computes in, `stored` what vectors are kept in. A batch has at most
     `batch_tokens` padded tokens (2,048 suit a CPU's cache, 65,536 a GPU), a unit of work
     `rows_per_unit` rows. Each of `actors` processes has `threads` threads and `gpus` GPUs.
-    `embedded` is an earlier mining step of the same texts and encoder: its vectors are used again,
-    so that another margin costs no encoding.
+    Vectors are kept in `cache` (by default `embeddings` beside the folder of steps), which other
+    steps and runs share. `embedded` is an earlier mining step of the same texts and encoder: its
+    vectors are used as they are, without looking them up.
     """
     _check_arguments(margin=margin, negatives=negatives, dtype=dtype, stored=stored)
     info = inspect_encoder(encoder)
@@ -91,10 +93,10 @@ def mine_negatives(
     workers = Workers(actors=actors, num_cpus=threads, num_gpus=gpus, env=env)
     return Step(
         name=name,
-        version=1,
+        version=2,
         config=config,
         inputs={"deduped": deduped, **({"embedded": embedded} if embedded else {})},
-        work=partial(_work, encoder=encoder, threads=threads, workers=workers),
+        work=partial(_work, encoder=encoder, cache=cache, threads=threads, workers=workers),
         summary="encode queries and documents, find hard negatives by exact top-k",
     )
 
@@ -117,11 +119,14 @@ def _check_arguments(*, margin: float, negatives: int, dtype: str, stored: str) 
     )
 
 
-def _work(context: Context, *, encoder: str, threads: int, workers: Workers) -> None:
+def _work(
+    context: Context, *, encoder: str, cache: str | None, threads: int, workers: Workers
+) -> None:
     if "embedded" in context.inputs:
         place, vectors = earlier_vectors(context)
     else:
-        vectors = embed(context, encoder, threads=threads, workers=workers)
+        beside = context.folder.uri.rsplit("/steps/", 1)[0] + "/embeddings"
+        vectors = embed(context, encoder, cache=cache or beside, threads=threads, workers=workers)
         place = context.folder
     deduped, plan = context.inputs["deduped"], context.folder.folder("plan")
     queries = read_table(deduped, "queries")
@@ -166,6 +171,7 @@ def mine_files(
     dtype: str = "float32",
     actors: int = 1,
     threads: int = 2,
+    cache: str | None = None,
     executor: Literal["ray", "local"] = "local",
 ) -> dict[str, Any]:
     """Mine over plain files and write `mined.parquet` in `output`; returns the counts.
@@ -173,7 +179,8 @@ def mine_files(
     Queries have query_id, query and positives (list of doc_id), and may have an instruction;
     documents doc_id, text and perhaps title. Columns written: query_id, positives, positive_scores,
     negatives and negative_scores, best first. Work in progress is kept in `output`/.work, from
-    which the same command resumes; it is deleted at the end. UserError for what cannot be used.
+    which the same command resumes; it is deleted at the end. Vectors are kept in `cache`, or with
+    the work in progress when there is none. UserError for what cannot be used.
     """
     inspect_encoder(encoder)
     data = read_mining_input(_listed(queries), _listed(documents))
@@ -191,6 +198,7 @@ def mine_files(
         stored="float32",
         actors=actors,
         threads=threads,
+        cache=cache,
     )
     work = Folder(output).folder(".work")
     manifest = run_steps([read, mine], work.uri, executor=executor)["mine"]
