@@ -11,30 +11,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datagen.embedding_cache import CachedEncoder
-from datagen.encode import embedding_schema, embedding_table
+from datagen.cached_encoder import CachedEncoder
 from datagen.negatives import ledger_of
 from datagen.schema import UserError, format_document, format_query
 from datagen.steps import Context, UnitResult, Workers
 from datagen.store import Folder, Shard, open_shard, read_manifest
+from datagen.vectors import embedding_schema, embedding_table
 
 TABLES = {"documents": "document_embeddings", "queries": "query_embeddings"}
 _KEYS = {"documents": "doc_id", "queries": "query_id"}
 
 
 def embed(
-    context: Context, encoder: str, *, cache: str, threads: int, workers: Workers
-) -> dict[str, list[str]]:
-    """Encode both tables of the input `deduped`; shard names by kind, in order of rows.
+    context: Context, *, encoder: str, cache: str | None, threads: int, workers: Workers
+) -> None:
+    """Encode both tables of the input `deduped`, in order of rows.
 
     `cache` is where the vectors of all runs are kept (datagen.embedding_cache).
     """
+    cache = cache or context.folder.uri.rsplit("/steps/", 1)[0] + "/embeddings"
     embedding = dict(context.config["embedding"])
     context.map_units(
         [
             {"input": context.inputs["deduped"].uri, "kind": kind, **unit}
             for kind in TABLES
-            for unit in row_units(context, kind)
+            for unit in row_units(context, kind, size=embedding["rows_per_unit"])
         ],
         Embedder,
         schemas={
@@ -51,7 +52,6 @@ def embed(
         },
     )
     _merge_segments(encoder, embedding, cache)
-    return vector_shards(context.shards)
 
 
 def _merge_segments(encoder: str, embedding: Mapping[str, Any], cache: str) -> None:
@@ -66,27 +66,38 @@ def vector_shards(shards: Sequence[Shard]) -> dict[str, list[str]]:
     return {kind: [s.name for s in shards if s.table == table] for kind, table in TABLES.items()}
 
 
-def earlier_vectors(context: Context) -> tuple[Folder, dict[str, list[str]]]:
-    """The vectors that the step `embedded` kept; UserError unless they are of the same texts."""
-    manifest = read_manifest(context.inputs["embedded"])
+def teachers_of(context: Context) -> list[dict[str, Any]]:
+    """Where the vectors are of the step's own encoder and of each teacher, as `Teachers.of` reads.
+
+    UserError unless those of earlier steps are of the same texts, and `embedded` of this encoding.
+    """
+    own = {"place": context.folder.uri, **vector_shards(context.shards)}
+    if "embedded" in context.inputs:
+        own = _earlier(context, "embedded")
+    others = sorted(name for name in context.inputs if name.startswith("teacher_"))
+    return [own, *(_earlier(context, name) for name in others)]
+
+
+def _earlier(context: Context, name: str) -> dict[str, Any]:
+    manifest = read_manifest(context.inputs[name])
     deduped = read_manifest(context.inputs["deduped"]).digest
-    same = manifest.config.get("embedding") == context.config["embedding"]
+    same = name != "embedded" or manifest.config["embedding"] == context.config["embedding"]
     if not same or manifest.inputs.get("deduped") != deduped:
         raise UserError(
             found=f"the vectors of step {manifest.name!r} are of other texts or another encoding",
             expected="the same input, encoder, prompts, length and precision",
             do="mine without `embedded`, or with the arguments of that step",
         )
-    return context.inputs["embedded"], vector_shards(manifest.shards)
+    return {"place": context.inputs[name].uri, **vector_shards(manifest.shards)}
 
 
-def row_units(context: Context, kind: str) -> list[dict[str, Any]]:
+def row_units(context: Context, kind: str, *, size: int) -> list[dict[str, Any]]:
     """Ranges of rows inside the shards of a table; none holds both public and synthetic rows.
 
     What LLMs wrote then never changes a unit of public rows.
     """
     units: list[dict[str, Any]] = []
-    total, size = 0, context.config["embedding"]["rows_per_unit"]
+    total = 0
     folder = context.inputs["deduped"]
     for shard in context.input_shards("deduped", kind):
         origin = open_shard(folder, shard)["origin"].to_numpy()

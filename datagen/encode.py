@@ -7,7 +7,7 @@ one.) So what is kept of an earlier run is what this run would compute, whatever
 on however many workers; `threads` batches run side by side (datagen.threads). On a GPU small
 batches cost time, and a product's kernel depends on its shape whatever is done: there a batch holds
 texts of similar token counts, and vectors of different runs agree to rounding, not to the bit.
-Vectors have unit length and are kept as Arrow lists of float16 or float32.
+Vectors have unit length.
 
 No code of a model folder runs: its modules must be Sentence Transformers' own, its weights
 safetensors. Cost: one forward pass a text; MiniLM on one core: 245 questions or 22 paragraphs a
@@ -22,14 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from datagen.schema import UserError
-from datagen.store import Folder, open_shard
 from datagen.threads import side_by_side
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-STORED = {"float16": pa.float16(), "float32": pa.float32()}
 # What decides the vectors; notes, images and exports to other runtimes do not.
 _DECISIVE = {".safetensors", ".json", ".txt", ".model", ".jinja"}
 _MODEL_FILES = ("modules.json", "config.json")
@@ -210,46 +207,3 @@ def _refuse_broken(rows: np.ndarray, texts: Sequence[str]) -> None:
             expected="a finite vector for every text",
             do="encode in float32 or bfloat16 (float16 overflows), or check the model's weights",
         )
-
-
-def embedding_schema(key: str, stored: str) -> pa.Schema:
-    """The schema of embedding shards: the id of the text, and its vector."""
-    vector = pa.field("embedding", pa.list_(STORED[stored]), nullable=False)
-    return pa.schema([pa.field(key, pa.string(), nullable=False), vector])
-
-
-def embedding_table(ids: pa.ChunkedArray, vectors: np.ndarray, schema: pa.Schema) -> pa.Table:
-    """Rows of an embedding shard."""
-    width = vectors.shape[1]
-    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * np.int32(width))
-    lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
-    return pa.table([ids, lists], schema=schema)
-
-
-class Embeddings:
-    """All vectors of embedding shards, memory-mapped: `shape`, and rows by [slice or array].
-
-    Rows are numbered through the shards in order. Only the rows asked for are copied to memory.
-    """
-
-    def __init__(self, folder: Folder, shards: Sequence[str]):
-        self._blocks = [block for name in shards for block in _blocks(folder, name)]
-        self._starts = np.cumsum([0] + [len(block) for block in self._blocks])
-        width = self._blocks[0].shape[1] if self._blocks else 0
-        self.shape = (int(self._starts[-1]), width)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        numbers = np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows
-        block = np.searchsorted(self._starts, numbers, side="right") - 1
-        out = np.empty((len(numbers), self.shape[1]), dtype=self._blocks[0].dtype)
-        order = np.argsort(block, kind="stable")
-        cuts = np.flatnonzero(np.diff(block[order])) + 1
-        for part in np.split(order, cuts) if len(order) else []:
-            number = block[part[0]]
-            out[part] = self._blocks[number][numbers[part] - self._starts[number]]
-        return out
-
-
-def _blocks(folder: Folder, name: str) -> list[np.ndarray]:
-    chunks = open_shard(folder, name)["embedding"].chunks
-    return [c.flatten().to_numpy(zero_copy_only=True).reshape(len(c), -1) for c in chunks if len(c)]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tiny_encoder import tiny_export
 
-from datagen.embedding_cache import CachedEncoder, EmbeddingCache
+from datagen.cached_encoder import CachedEncoder
+from datagen.embedding_cache import EmbeddingCache
 from datagen.encode import Encoder
 from datagen.schema import UserError
 from datagen.store import Folder
@@ -129,7 +130,7 @@ def test_vectors_that_are_not_numbers_are_refused_with_the_text(tmp_path, model)
 
 DRIVER = """
 import sys
-from datagen.embedding_cache import CachedEncoder
+from datagen.cached_encoder import CachedEncoder
 texts = [f"text {i} " * (1 + i % 60) for i in range(20_000)]
 print("ready", flush=True)
 CachedEncoder(sys.argv[1], root=sys.argv[2], device="cpu", flush_s=0.05).encode(

@@ -11,16 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datagen.encode import (
-    Embeddings,
-    Encoder,
-    embedding_schema,
-    embedding_table,
-    inspect_encoder,
-    token_batches,
-)
+from datagen.encode import Encoder, inspect_encoder, token_batches
 from datagen.schema import UserError
 from datagen.store import Folder, write_shard
+from datagen.vectors import Embeddings, embedding_schema, embedding_table
 
 TEXTS = [
     "What is the capital of Norway?",

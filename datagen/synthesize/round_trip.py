@@ -22,7 +22,7 @@ from datagen.synthesize.select import Rule, Verdict
 from datagen.threads import Run
 
 if TYPE_CHECKING:
-    from datagen.embedding_cache import CachedEncoder
+    from datagen.cached_encoder import CachedEncoder
     from datagen.encode import Encoder
 
 ROUND_TRIP = "round_trip"
