@@ -1,15 +1,18 @@
 """Mining: each rule on hand-made vectors, everything against brute force, then the real encoder."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -379,14 +382,39 @@ def shard_digests(output):
 
 
 @pytest.mark.slow
-def test_same_bytes_on_any_number_of_workers(tmp_path, minilm, ray_session):
+def test_same_bytes_on_any_number_of_workers_though_one_dies(tmp_path, minilm, ray_session):
     run_steps(text_steps(minilm), str(tmp_path / "local"), executor="local")
-    run_steps(text_steps(minilm), str(tmp_path / "one"), executor="ray")
-    run_steps(text_steps(minilm, actors=2), str(tmp_path / "two"), executor="ray")
+    output = tmp_path / "two"
+    with killing_an_actor(after=output / "steps" / "mine" / "commits") as killed:
+        run_steps(text_steps(minilm, actors=2), str(output), executor="ray")
+    assert killed
     digests = shard_digests(tmp_path / "local")
     assert len(digests) == 20  # vectors, mined rows and their counts, five shards each
-    assert shard_digests(tmp_path / "one") == digests
-    assert shard_digests(tmp_path / "two") == digests
+    assert shard_digests(output) == digests
+
+
+@contextlib.contextmanager
+def killing_an_actor(after: Path):
+    """Kill -9 for the first actor of Ray Data that is seen once there is a commit in `after`."""
+    killed, done = [], threading.Event()
+
+    def watch():
+        while not done.is_set() and not killed:
+            if any(after.glob("*.json")):
+                for process in psutil.Process().children(recursive=True):
+                    if process.name().startswith("ray::MapWorker"):
+                        process.kill()
+                        killed.append(process.pid)
+                        break
+            done.wait(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        thread.join()
 
 
 DRIVER = """
