@@ -330,7 +330,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("tables", nargs="+", help="Parquet tables with query and positive")
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
-    parser.add_argument("--small", action="store_true", help="a fiftieth, in two minutes")
+    parser.add_argument("--small", action="store_true", help="a two-hundredth, in minutes")
     parser.add_argument("--parts", nargs="+", default=["peer", "search", "exact"])
     parser.add_argument("--cache", default=".cache/embedmix")
     parser.add_argument("--output", default="benchmarks/results/mining.md")
@@ -349,14 +349,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mining-") as place:
         folder = Path(place)
         if "peer" in arguments.parts:
-            size = (400, 1200) if small else (20_000, 60_000)
+            size = (100, 300) if small else (20_000, 60_000)
             text.append(against_peer(folder, model, arguments.tables, size))
         if "search" in arguments.parts:
-            sizes = (100_000, 400_000) if small else (1_000_000, 5_000_000)
+            sizes = (100_000, 300_000) if small else (1_000_000, 5_000_000)
             text.append(search_alone(folder, sizes, 512 if small else 4096))
         if "exact" in arguments.parts:
             steps = folder / "same" / "steps" / "mine-float32"
-            size = (1_000, 5_000) if small else (20_000, 50_000)
+            size = (500, 3_000) if small else (20_000, 50_000)
             text.append(exactness(folder, *size, real=str(steps) if steps.exists() else None))
     Path(arguments.output).write_text("\n".join(text))
     print("\n".join(text))

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from hand_made import document, mine_by_hand, query, write_tables
 
+from datagen.cli import main
+from datagen.embedding_cache import EmbeddingCache
 from datagen.mine import mine_negatives
 from datagen.mine_files import mine_files
 from datagen.mining_rules import percent_of_positive
@@ -329,6 +331,7 @@ def test_near_copies_of_a_positive_are_never_its_negatives(tmp_path, minilm):
         (lambda q, d: [row.pop("text") for row in d], r"missing: text"),
         (lambda q, d: [row.update(positives="0") for row in q], "positives of type string"),
         (lambda q, d: [row.update(doc_id=0.5) for row in d], "doc_id of type double"),
+        (lambda q, d: [row.update(text=" ") for row in d], "40 usable queries, 0 usable documents"),
     ],
 )
 def test_mistakes_in_the_files_are_named_before_encoding(tmp_path, model, change, message):
@@ -346,6 +349,36 @@ def test_a_missing_model_and_a_margin_out_of_range_are_named(tmp_path, model):
         mine_files(*names, str(tmp_path / "out"), encoder=str(tmp_path / "absent"))
     with pytest.raises(UserError, match="margin 95"):
         mine_files(*names, str(tmp_path / "out"), encoder=model, margin=95)
+
+
+def test_a_second_run_encodes_only_what_is_new_and_the_sweep_nothing(tmp_path, minilm, capsys):
+    queries, documents = text_rows()
+    names = write_rows(tmp_path, queries, documents)
+    cache = str(tmp_path / "cache" / "embeddings")
+    mine_files(*names, str(tmp_path / "a"), encoder=minilm, negatives=4, cache=cache)
+    before = vectors_in(cache)
+    assert before == 80
+    options = ["--encoder", minilm, "--negatives", "4", "--cache", str(tmp_path / "cache")]
+    options += ["--output", str(tmp_path / "b"), "--margin", "0.8", "--candidates", "20"]
+    main(["mine", "--queries", names[0], "--documents", names[1], *options])
+    assert vectors_in(cache) == before
+    main(["mine", "--sweep", "--output", str(tmp_path / "b"), "--negatives", "4"])
+    swept = json.loads((tmp_path / "b" / "sweep.json").read_text())
+    mined = pq.read_table(tmp_path / "b" / "mined.parquet")["negatives"].to_pylist()
+    assert swept[0]["margin"] == 0.8
+    assert swept[0]["queries_with_enough"] == sum(len(row) == 4 for row in mined)
+    documents[3]["text"] += " A new sentence."
+    names = write_rows(tmp_path, queries, documents)
+    mine_files(*names, str(tmp_path / "c"), encoder=minilm, negatives=4, cache=cache)
+    assert vectors_in(cache) == before + 1
+
+
+def vectors_in(cache: str) -> int:
+    """Distinct texts in all spaces of a cache."""
+    spaces = [
+        EmbeddingCache(cache, json.loads(p.read_text())) for p in Path(cache).rglob("key.json")
+    ]
+    return sum(space.rows() for space in spaces)
 
 
 def test_rows_without_text_or_positives_are_set_aside(tmp_path, minilm):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from datagen.mining_rules import Rules, choose
 from datagen.schema import UserError, document_id
-from datagen.store import Folder, read_table
+from datagen.store import Folder, read_table, write_shard
 from datagen.sweep import sweep_file
+from datagen.vectors import Teachers, embedding_schema, embedding_table
 
 
 @pytest.fixture
@@ -264,3 +265,33 @@ def test_the_sweep_tries_rules_on_stored_scores(tmp_path):
         sweep_file(str(tmp_path), Rules(rank_window=100))
     with pytest.raises(UserError, match="no candidates.parquet"):
         sweep_file(str(tmp_path / "empty"), Rules())
+
+
+# --- several encoders --------------------------------------------------------------------------
+
+
+def test_scores_of_several_encoders_are_their_mean(tmp_path):
+    """The second encoder has other vectors: a document that only one of them likes falls back."""
+    angles = {
+        "one": {"query": [0], "doc": [10, 20, 60]},
+        "two": {"query": [0], "doc": [10, 80, 40]},
+    }
+    teachers = []
+    for name, sides in angles.items():
+        folder = Folder(str(tmp_path / name))
+        shards = {}
+        for side, degrees in sides.items():
+            radians = np.deg2rad(degrees)
+            vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float16)
+            schema = embedding_schema("id", "float16")
+            ids = pa.chunked_array([[str(i) for i in range(len(degrees))]])
+            shard = write_shard(folder, side, 0, embedding_table(ids, vectors, schema), schema)
+            shards[side] = [shard.name]
+        teachers.append({"place": folder.uri, **shards})
+    left, right = Teachers.of(teachers, "query"), Teachers.of(teachers, "doc")
+    assert left.shape == (1, 4) and right.shape == (3, 4)
+    scores = (left[:] @ right[:].T)[0]
+    mean = [np.mean(np.cos(np.deg2rad(pair))) for pair in ((10, 10), (20, 80), (60, 40))]
+    np.testing.assert_allclose(scores, mean, atol=1e-3)
+    alone = Teachers.of(teachers[:1], "doc")
+    assert alone[:].dtype == np.float16  # one encoder: its vectors as they are
