@@ -176,6 +176,11 @@ class _Search:
         summed = float(self.queries.shape[1] * 2.0**-24 * LONGEST**2 * 1.01)
         return summed + (2.0**-11 if self.half else 0.0)  # half a unit of the scores from 1 to 2
 
+    @property
+    def limited(self) -> bool:
+        """Without a ceiling three passes over every tile fall away."""
+        return bool((self.ceilings < np.inf).any())
+
     def candidates(self, query_block: int, document_block: int) -> TopK:
         """Candidates by float32 score, every eligible one in order of score, ties in any order."""
         import torch
@@ -212,9 +217,10 @@ class _Search:
 
         tile = found.queries[part] @ documents
         self._exclude(tile, part.start, start)
-        over = tile > found.limits[part, None]
-        found.above[part] += over.view(torch.uint8).sum(1, dtype=torch.int32)
-        tile.masked_fill_(over, -torch.inf)
+        if self.limited:
+            over = tile > found.limits[part, None]
+            found.above[part] += over.view(torch.uint8).sum(1, dtype=torch.int32)
+            tile.masked_fill_(over, -torch.inf)
         values, columns = _largest(tile, min(self.wanted, tile.shape[1]))
         values = torch.cat([found.scores[part], values.float()], 1)
         columns = torch.cat([found.rows[part], columns + start], 1)
