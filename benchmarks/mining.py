@@ -331,35 +331,45 @@ def main() -> None:
     parser.add_argument("tables", nargs="+", help="Parquet tables with query and positive")
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
     parser.add_argument("--small", action="store_true", help="a two-hundredth, in minutes")
-    parser.add_argument("--parts", nargs="+", default=["peer", "search", "exact"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cache", default=".cache/embedmix")
     parser.add_argument("--output", default="benchmarks/results/mining.md")
     arguments = parser.parse_args()
     from datagen.packaged import resolve_model
 
     model, _ = resolve_model(arguments.encoder, arguments.cache)
-    small = arguments.small
     names = ("torch", "sentence-transformers", "numpy", "pyarrow")
     text = [
         f"# Mining\n\n{datetime.date.today()}, {platform.processor() or platform.machine()}, "
         f"{psutil.cpu_count()} cores; "
         + ", ".join(f"{name} {version(name)}" for name in names)
-        + f". Made by `python benchmarks/mining.py TABLE...{' --small' if small else ''}`.\n"
+        + f". Made by `python benchmarks/mining.py TABLE...{' --small' if arguments.small else ''}`.\n"
     ]
     with tempfile.TemporaryDirectory(prefix="mining-") as place:
-        folder = Path(place)
-        if "peer" in arguments.parts:
-            size = (100, 300) if small else (20_000, 60_000)
-            text.append(against_peer(folder, model, arguments.tables, size))
-        if "search" in arguments.parts:
-            sizes = (100_000, 300_000) if small else (1_000_000, 5_000_000)
-            text.append(search_alone(folder, sizes, 512 if small else 4096))
-        if "exact" in arguments.parts:
-            steps = folder / "same" / "steps" / "mine-float32"
-            size = (500, 3_000) if small else (20_000, 50_000)
-            text.append(exactness(folder, *size, real=str(steps) if steps.exists() else None))
-    Path(arguments.output).write_text("\n".join(text))
-    print("\n".join(text))
+        for part in arguments.parts:
+            text.append(PARTS[part](Path(place), model, arguments))
+            Path(arguments.output).write_text("\n".join(text))
+            print(text[-1], flush=True)
+
+
+def _peer(folder: Path, model: str, arguments: argparse.Namespace) -> str:
+    size = (100, 300) if arguments.small else (20_000, 60_000)
+    return against_peer(folder, model, arguments.tables, size)
+
+
+def _search(folder: Path, model: str, arguments: argparse.Namespace) -> str:
+    sizes = (100_000, 300_000) if arguments.small else (1_000_000, 5_000_000)
+    return search_alone(folder, sizes, 512 if arguments.small else 4096)
+
+
+def _exact(folder: Path, model: str, arguments: argparse.Namespace) -> str:
+    """With the real vectors that the comparison with the peer has left, if it ran."""
+    steps = folder / "same" / "steps" / "mine-float32"
+    size = (500, 3_000) if arguments.small else (20_000, 50_000)
+    return exactness(folder, *size, real=str(steps) if steps.exists() else None)
+
+
+PARTS = {"peer": _peer, "search": _search, "exact": _exact}
 
 
 if __name__ == "__main__":
