@@ -338,12 +338,13 @@ def main() -> None:
     from datagen.packaged import resolve_model
 
     model, _ = resolve_model(arguments.encoder, arguments.cache)
+    small = " --small" if arguments.small else ""
     names = ("torch", "sentence-transformers", "numpy", "pyarrow")
     text = [
         f"# Mining\n\n{datetime.date.today()}, {platform.processor() or platform.machine()}, "
         f"{psutil.cpu_count()} cores; "
         + ", ".join(f"{name} {version(name)}" for name in names)
-        + f". Made by `python benchmarks/mining.py TABLE...{' --small' if arguments.small else ''}`.\n"
+        + f". Made by `python benchmarks/mining.py TABLE...{small}`.\n"
     ]
     with tempfile.TemporaryDirectory(prefix="mining-") as place:
         for part in arguments.parts:
