@@ -1,6 +1,7 @@
 """The command `datagen`: every build step over plain files, and what to do with a finished mix."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -271,33 +272,61 @@ def _mine(commands: Any) -> None:
         about="Mine hard negatives with an encoder.\n\nReads queries (query_id, query, positives: "
         "list of doc_id) and documents (doc_id, title, text).\nWrites mined.parquet: query_id, "
         "positives, positive_scores, negatives, negative_scores.\nExact top-k; a negative "
-        "scores at most --margin times the lowest positive (sign-safe).",
+        "scores at most --margin times the lowest positive (sign-safe); rules combine.\n"
+        "--candidates N also writes candidates.parquet: the best N of each query with their scores."
+        "\n--sweep reads it in DIR and writes sweep.json: what other rules would give, in seconds.",
         example="datagen mine --queries q.parquet --documents d.parquet --encoder M --output out",
     )
-    parser.add_argument("--queries", nargs="+", required=True, metavar="Q", help=FILES)
-    parser.add_argument("--documents", nargs="+", required=True, metavar="D", help=FILES)
+    parser.add_argument("--queries", nargs="+", metavar="Q", help=FILES)
+    parser.add_argument("--documents", nargs="+", metavar="D", help=FILES)
     parser.add_argument(
-        "--encoder", required=True, metavar="M", help="model folder or packaged name"
+        "--encoder",
+        nargs="+",
+        metavar="M",
+        help="model folder or packaged name; scores are the mean of several",
     )
+    parser.add_argument("--sweep", action="store_true", help="try rules on stored scores")
+    parser.add_argument("--margins", nargs="+", type=float, metavar="P", help="of --sweep")
+    parser.add_argument("--max-scores", nargs="+", type=float, metavar="S", help="of --sweep")
     parser.add_argument("--margin", type=float, default=0.95, metavar="P")
+    parser.add_argument("--absolute-margin", type=float, metavar="M", help="below the positive")
+    parser.add_argument("--max-score", type=float, metavar="S", help="of a negative")
+    parser.add_argument("--rank-window", type=int, metavar="N", help="only the best N documents")
+    parser.add_argument("--skip-top", type=int, default=0, metavar="N", help="of the window")
+    parser.add_argument("--sample-from", type=int, metavar="K", help="draw from the best K left")
+    parser.add_argument("--languages", choices=("any", "same", "other"), default="any")
+    parser.add_argument("--too-few", choices=("keep", "drop", "pad"), default="keep")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--negatives", type=int, default=24, metavar="N", help="kept per query")
-    parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="unpacked models")
+    parser.add_argument("--candidates", type=int, default=0, metavar="N", help="stored per query")
+    parser.add_argument("--reranker", metavar="M", help="cross-encoder that judges a sample")
+    parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="models, embeddings")
     _output(parser)
 
 
 def _run_mine(arguments: argparse.Namespace) -> int:
-    from datagen.mine import mine_files
+    from datagen.mine_files import mine_files, required
+    from datagen.mining_rules import Rules
     from datagen.packaged import resolve_model
+    from datagen.sweep import sweep_file
 
-    encoder, _ = resolve_model(arguments.encoder, arguments.cache)
+    given = vars(arguments)
+    rules = Rules(**{f.name: given[f.name] for f in dataclasses.fields(Rules) if f.name in given})
+    if arguments.sweep:
+        margins, caps = arguments.margins, arguments.max_scores
+        return _done(sweep_file(arguments.output, rules, margins=margins, max_scores=caps))
+    required(queries=arguments.queries, documents=arguments.documents, encoder=arguments.encoder)
+    encoders = [resolve_model(name, arguments.cache)[0] for name in arguments.encoder]
     return _done(
         mine_files(
             arguments.queries,
             arguments.documents,
             arguments.output,
-            encoder=encoder,
-            margin=arguments.margin,
-            negatives=arguments.negatives,
+            encoder=encoders,
+            rules=rules,
+            candidates=arguments.candidates,
+            reranker=arguments.reranker,
+            cache=f"{arguments.cache}/embeddings",
         )
     )
 

@@ -1,8 +1,8 @@
 """The vectors of all queries and documents of a step, committed unit by unit as they finish.
 
 A unit is a fixed range of rows of one shard, encoded in the same batches wherever it runs. The
-shards are the embedding cache: a killed run resumes after its last unit, and later steps read them
-again.
+shards hold the vectors in the order of the rows, for this step and those that name it; a killed run
+resumes after its last unit, and inside it after what the cache has (datagen.embedding_cache).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,26 +11,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datagen.encode import Encoder, embedding_schema, embedding_table
+from datagen.cached_encoder import CachedEncoder
 from datagen.negatives import ledger_of
 from datagen.schema import UserError, format_document, format_query
 from datagen.steps import Context, UnitResult, Workers
 from datagen.store import Folder, Shard, open_shard, read_manifest
+from datagen.vectors import embedding_schema, embedding_table
 
 TABLES = {"documents": "document_embeddings", "queries": "query_embeddings"}
 _KEYS = {"documents": "doc_id", "queries": "query_id"}
 
 
 def embed(
-    context: Context, encoder: str, *, threads: int, workers: Workers
-) -> dict[str, list[str]]:
-    """Encode both tables of the input `deduped`; shard names by kind, in order of rows."""
+    context: Context, *, encoder: str, cache: str | None, threads: int, workers: Workers
+) -> None:
+    """Encode both tables of the input `deduped`, in order of rows.
+
+    `cache` is where the vectors of all runs are kept (datagen.embedding_cache).
+    """
+    cache = cache or context.folder.uri.rsplit("/steps/", 1)[0] + "/embeddings"
     embedding = dict(context.config["embedding"])
     context.map_units(
         [
             {"input": context.inputs["deduped"].uri, "kind": kind, **unit}
             for kind in TABLES
-            for unit in row_units(context, kind)
+            for unit in row_units(context, kind, size=embedding["rows_per_unit"])
         ],
         Embedder,
         schemas={
@@ -39,36 +44,60 @@ def embed(
         },
         phase="embed",
         workers=workers,
-        constructor={"encoder": encoder, "embedding": embedding, "threads": threads},
+        constructor={
+            "encoder": encoder,
+            "embedding": embedding,
+            "cache": cache,
+            "threads": threads,
+        },
     )
-    return vector_shards(context.shards)
+    _merge_segments(encoder, embedding, cache)
+
+
+def _merge_segments(encoder: str, embedding: Mapping[str, Any], cache: str) -> None:
+    known = CachedEncoder(
+        encoder, root=cache, max_length=embedding["max_length"], dtype=embedding["dtype"]
+    )
+    for prompt in sorted({embedding[f"{kind}_prompt"] for kind in TABLES}):
+        known.space(prompt, embedding["stored"]).merge()
 
 
 def vector_shards(shards: Sequence[Shard]) -> dict[str, list[str]]:
     return {kind: [s.name for s in shards if s.table == table] for kind, table in TABLES.items()}
 
 
-def earlier_vectors(context: Context) -> tuple[Folder, dict[str, list[str]]]:
-    """The vectors that the step `embedded` kept; UserError unless they are of the same texts."""
-    manifest = read_manifest(context.inputs["embedded"])
+def teachers_of(context: Context) -> list[dict[str, Any]]:
+    """Where the vectors are of the step's own encoder and of each teacher, as `Teachers.of` reads.
+
+    UserError unless those of earlier steps are of the same texts, and `embedded` of this encoding.
+    """
+    own = {"place": context.folder.uri, **vector_shards(context.shards)}
+    if "embedded" in context.inputs:
+        own = _earlier(context, "embedded")
+    others = sorted(name for name in context.inputs if name.startswith("teacher_"))
+    return [own, *(_earlier(context, name) for name in others)]
+
+
+def _earlier(context: Context, name: str) -> dict[str, Any]:
+    manifest = read_manifest(context.inputs[name])
     deduped = read_manifest(context.inputs["deduped"]).digest
-    same = manifest.config.get("embedding") == context.config["embedding"]
+    same = name != "embedded" or manifest.config["embedding"] == context.config["embedding"]
     if not same or manifest.inputs.get("deduped") != deduped:
         raise UserError(
             found=f"the vectors of step {manifest.name!r} are of other texts or another encoding",
             expected="the same input, encoder, prompts, length and precision",
             do="mine without `embedded`, or with the arguments of that step",
         )
-    return context.inputs["embedded"], vector_shards(manifest.shards)
+    return {"place": context.inputs[name].uri, **vector_shards(manifest.shards)}
 
 
-def row_units(context: Context, kind: str) -> list[dict[str, Any]]:
+def row_units(context: Context, kind: str, *, size: int) -> list[dict[str, Any]]:
     """Ranges of rows inside the shards of a table; none holds both public and synthetic rows.
 
-    Neighbours in a batch can change the last bit of a vector: public ones have public neighbours.
+    What LLMs wrote then never changes a unit of public rows.
     """
     units: list[dict[str, Any]] = []
-    total, size = 0, context.config["embedding"]["rows_per_unit"]
+    total = 0
     folder = context.inputs["deduped"]
     for shard in context.input_shards("deduped", kind):
         origin = open_shard(folder, shard)["origin"].to_numpy()
@@ -84,10 +113,11 @@ def row_units(context: Context, kind: str) -> list[dict[str, Any]]:
 class Embedder:
     """A worker that holds the encoder."""
 
-    def __init__(self, *, encoder: str, embedding: Mapping[str, Any], threads: int):
+    def __init__(self, *, encoder: str, embedding: Mapping[str, Any], cache: str, threads: int):
         self.embedding = embedding
-        self.encoder = Encoder(
+        self.encoder = CachedEncoder(
             encoder,
+            root=cache,
             max_length=embedding["max_length"],
             dtype=embedding["dtype"],
             threads=threads,
@@ -104,7 +134,8 @@ class Embedder:
         key = _KEYS[kind]
         table = embedding_table(rows[key], vectors, embedding_schema(key, stored))
         return UnitResult(
-            tables={TABLES[kind]: table}, ledger=ledger_of(rows["source"], unit=f"embedded {kind}")
+            tables={TABLES[kind]: table},
+            ledger=ledger_of(rows["source"], unit=f"embedded {kind}"),
         )
 
     def _texts(self, rows: pa.Table, kind: str) -> list[str]:

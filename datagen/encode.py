@@ -1,10 +1,13 @@
 """Embeddings of texts by any Sentence Transformers folder, the same on any number of workers.
 
-Texts are sorted by token count and cut into batches of at most `batch_tokens` padded tokens, so
-that almost nothing is computed for padding. What a batch holds depends only on the texts of one
-call; a step always calls with the same rows (a unit), so adding workers changes no bit. On a CPU,
-`threads` batches run side by side (datagen.threads), and their number changes none either. Vectors
-have unit length and are kept as Arrow lists of float16 or float32.
+On a CPU a batch holds texts of one token count, at most `batch_tokens` tokens: nothing is computed
+for padding, and the bits of a vector depend on its text alone. (The number of rows of a product
+changes no bit there, the padding of a row does: of MiniLM's float32 vectors of 200 tokens, the last
+one.) So what is kept of an earlier run is what this run would compute, whatever else it encodes and
+on however many workers; `threads` batches run side by side (datagen.threads). On a GPU small
+batches cost time, and a product's kernel depends on its shape whatever is done: there a batch holds
+texts of similar token counts, and vectors of different runs agree to rounding, not to the bit.
+Vectors have unit length.
 
 No code of a model folder runs: its modules must be Sentence Transformers' own, its weights
 safetensors. Cost: one forward pass a text; MiniLM on one core: 245 questions or 22 paragraphs a
@@ -13,23 +16,21 @@ second in float32, 700 or 58 in bfloat16 where the CPU has AVX512-BF16.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from datagen.schema import UserError
-from datagen.store import Folder, open_shard
 from datagen.threads import side_by_side
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-STORED = {"float16": pa.float16(), "float32": pa.float32()}
 # What decides the vectors; notes, images and exports to other runtimes do not.
 _DECISIVE = {".safetensors", ".json", ".txt", ".model", ".jinja"}
 _MODEL_FILES = ("modules.json", "config.json")
+CODE_VERSION = 1  # raised when the same model and text give another vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +147,23 @@ class Encoder:
         unique = list(numbers)
         if not unique:
             return np.empty((0, 0), dtype=stored)
-        batches = token_batches(self._token_counts(unique), self._batch_tokens)
+        parts = list(self.batches(unique))
+        vectors = np.concatenate([vectors for _, vectors in parts])
+        rows = np.empty(vectors.shape, dtype=stored)
+        rows[np.concatenate([batch for batch, _ in parts])] = vectors
+        return rows[copies]
+
+    def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(row numbers, float32 unit vectors) of the texts, batch by batch as they are done."""
+        counts = self._token_counts(list(texts))
+        one_length = self._model.device.type == "cpu"
+        batches = token_batches(counts, self._batch_tokens, one_length=one_length)
         # A tokenizer is not made for several threads.
-        features = [self._model.preprocess([unique[i] for i in batch]) for batch in batches]
+        features = [self._model.preprocess([texts[i] for i in batch]) for batch in batches]
         with side_by_side(self._threads) as run:
-            vectors = np.concatenate(list(run(self._forward, features)))
-        rows = np.empty_like(vectors)
-        rows[np.concatenate(batches)] = vectors
-        _refuse_broken(rows, unique)
-        return rows.astype(stored)[copies]
+            for batch, vectors in zip(batches, run(self._forward, features), strict=True):
+                _refuse_broken(vectors, [texts[i] for i in batch])
+                yield batch, vectors
 
     def _token_counts(self, texts: list[str]) -> list[int]:
         limit = self._model.max_seq_length
@@ -172,13 +181,18 @@ class Encoder:
             return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
 
 
-def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
-    """Row numbers by ascending length, cut where rows x longest would exceed `batch_tokens`."""
+def token_batches(
+    lengths: Sequence[int], batch_tokens: int, *, one_length: bool = False
+) -> list[np.ndarray]:
+    """Row numbers by ascending length, cut where rows x longest would exceed `batch_tokens`.
+
+    With `one_length` also wherever the length changes.
+    """
     order = np.argsort(np.asarray(lengths), kind="stable")
     batches, start = [], 0
     for end in range(1, len(order) + 1):
         full = end == len(order) or (end + 1 - start) * lengths[order[end]] > batch_tokens
-        if full:
+        if full or (one_length and lengths[order[end]] != lengths[order[start]]):
             batches.append(order[start:end])
             start = end
     return batches
@@ -187,50 +201,9 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]
 def _refuse_broken(rows: np.ndarray, texts: Sequence[str]) -> None:
     broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(broken):
-        raise RuntimeError(
-            f"the encoder gave numbers that are not finite for {len(broken)} texts, "
-            f"the first: {texts[broken[0]][:200]!r}"
+        raise UserError(
+            found=f"the encoder gave numbers that are not finite for {len(broken)} texts, "
+            f"the first: {texts[broken[0]][:200]!r}",
+            expected="a finite vector for every text",
+            do="encode in float32 or bfloat16 (float16 overflows), or check the model's weights",
         )
-
-
-def embedding_schema(key: str, stored: str) -> pa.Schema:
-    """The schema of embedding shards: the id of the text, and its vector."""
-    vector = pa.field("embedding", pa.list_(STORED[stored]), nullable=False)
-    return pa.schema([pa.field(key, pa.string(), nullable=False), vector])
-
-
-def embedding_table(ids: pa.ChunkedArray, vectors: np.ndarray, schema: pa.Schema) -> pa.Table:
-    """Rows of an embedding shard."""
-    width = vectors.shape[1]
-    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * np.int32(width))
-    lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
-    return pa.table([ids, lists], schema=schema)
-
-
-class Embeddings:
-    """All vectors of embedding shards, memory-mapped: `shape`, and rows by [slice or array].
-
-    Rows are numbered through the shards in order. Only the rows asked for are copied to memory.
-    """
-
-    def __init__(self, folder: Folder, shards: Sequence[str]):
-        self._blocks = [block for name in shards for block in _blocks(folder, name)]
-        self._starts = np.cumsum([0] + [len(block) for block in self._blocks])
-        width = self._blocks[0].shape[1] if self._blocks else 0
-        self.shape = (int(self._starts[-1]), width)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        numbers = np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows
-        block = np.searchsorted(self._starts, numbers, side="right") - 1
-        out = np.empty((len(numbers), self.shape[1]), dtype=self._blocks[0].dtype)
-        order = np.argsort(block, kind="stable")
-        cuts = np.flatnonzero(np.diff(block[order])) + 1
-        for part in np.split(order, cuts) if len(order) else []:
-            number = block[part[0]]
-            out[part] = self._blocks[number][numbers[part] - self._starts[number]]
-        return out
-
-
-def _blocks(folder: Folder, name: str) -> list[np.ndarray]:
-    chunks = open_shard(folder, name)["embedding"].chunks
-    return [c.flatten().to_numpy(zero_copy_only=True).reshape(len(c), -1) for c in chunks if len(c)]

@@ -204,6 +204,7 @@ def _query_table(rows: pa.Table, ids: list[str], positives: list[list[str]]) -> 
         source="queries",
         task=TASK,
         origin="public",
+        language=rows["language"] if "language" in rows.column_names else None,
         instruction=instruction,
         query=texts,
         positives=[list(dict.fromkeys(row)) for row in positives],
@@ -223,6 +224,7 @@ def _document_table(rows: pa.Table, ids: list[str]) -> pa.Table:
         task=TASK,
         title=rows["title"] if "title" in rows.column_names else None,
         text=texts,
+        language=rows["language"] if "language" in rows.column_names else None,
         cluster=_clusters(ids, texts.to_pylist()),
     )
 

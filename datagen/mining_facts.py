@@ -51,6 +51,7 @@ class _Source:
             "ceiling_share_of_top": round(
                 self.sums["top_above_ceiling"] / max(1, self.sums["top"]), 4
             ),
+            **{name: self.sums[name] for name in ("skipped_top", "padded", "dropped")},
             "given": self.sums["given"],
             "given_excluded": self.sums["given_excluded"],
             "excluded": {rule: self.sums[rule] for rule in EXCLUSIONS},

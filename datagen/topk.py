@@ -8,7 +8,9 @@ Floating-point sums depend on block shapes, threads and device, so candidates ar
 to spare, scored again in float64, and a query's result is accepted only when the last score it
 keeps is out of reach of every document that was not a candidate (by the error bound of a float32
 dot product); else more candidates are taken. The result is therefore the top-k by float64 score,
-ties by row number, on any hardware; for float16 vectors the float64 sums are exact. NV-Retriever's
+ties by row number, on any hardware; for float16 vectors the float64 sums are exact. On a GPU these
+are multiplied as they are, with sums in float32, and only the scores of a tile are rounded to
+float16: twice the rate of TF32 at a known error, which the last step makes good. NV-Retriever's
 filters (arXiv 2407.15831, section 4) are ceilings.
 
 Cost: 2 x queries x documents x width floating-point operations; memory is one tile of scores.
@@ -78,6 +80,7 @@ def top_k(
     ceilings: np.ndarray | None = None,
     excluded: Excluded | None = None,
     device: str = "cpu",
+    half: bool | None = None,
     run: Run = map,
     query_block: int = 256,
     document_block: int = 8_192,
@@ -85,11 +88,14 @@ def top_k(
     """The k best documents of each query with float32(score) <= ceiling, excluded pairs aside.
 
     `queries` [Q, width] and `documents` [N, width] are float16 or float32 vectors of unit length;
-    `ceilings` float64 [Q]. `run` maps over the blocks of queries, by default one after the other.
+    `ceilings` float64 [Q]. `half` multiplies float16 vectors as such: the default on a GPU. `run`
+    maps over the blocks of queries, by default one after the other.
     """
     total = len(queries)
     ceilings = np.full(total, np.inf) if ceilings is None else np.asarray(ceilings, np.float64)
     excluded = excluded or Excluded.of(np.empty(0, np.int64), np.empty(0, np.int64))
+    if half is None:
+        half = device != "cpu" and queries.dtype == np.float16
     queries = _float32(queries)
     _check_length(queries)
     rows = np.full((total, k), -1, dtype=np.int64)
@@ -104,6 +110,7 @@ def top_k(
             ceilings=ceilings[todo],
             excluded=excluded.of_queries(todo, total),
             device=device,
+            half=half,
             run=run,
         )
         found = search.candidates(query_block, document_block)
@@ -160,12 +167,19 @@ class _Search:
     ceilings: np.ndarray
     excluded: Excluded
     device: str
+    half: bool
     run: Run
 
     @property
     def error(self) -> float:
-        """Bound of |float32 dot product - exact|, whatever the order of summation."""
-        return float(self.queries.shape[1] * 2.0**-24 * LONGEST**2 * 1.01)
+        """Bound of |score of a tile - exact|, whatever the order of summation."""
+        summed = float(self.queries.shape[1] * 2.0**-24 * LONGEST**2 * 1.01)
+        return summed + (2.0**-11 if self.half else 0.0)  # half a unit of the scores from 1 to 2
+
+    @property
+    def limited(self) -> bool:
+        """Without a ceiling three passes over every tile fall away."""
+        return bool((self.ceilings < np.inf).any())
 
     def candidates(self, query_block: int, document_block: int) -> TopK:
         """Candidates by float32 score, every eligible one in order of score, ties in any order."""
@@ -174,9 +188,10 @@ class _Search:
         total = len(self.queries)
         if self.device != "cpu":
             torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         limits = torch.from_numpy((self.ceilings + self.error).astype(np.float32))
         found = _Running(
-            queries=torch.from_numpy(self.queries).to(self.device),
+            queries=self._on_device(self.queries),
             limits=torch.nextafter(limits, torch.tensor(torch.inf)).to(self.device),
             scores=torch.full((total, self.wanted), -torch.inf, device=self.device),
             rows=torch.full((total, self.wanted), -1, dtype=torch.int64, device=self.device),
@@ -184,11 +199,17 @@ class _Search:
         )
         parts = [slice(i, i + query_block) for i in range(0, total, query_block)]
         for start, block in self._document_blocks(document_block):
-            documents = torch.from_numpy(block).to(self.device).T
+            documents = self._on_device(block).T
             list(self.run(partial(self._meet, found, documents, start), parts))
         found.rows[found.scores == -torch.inf] = -1
         columns = (found.rows, found.scores, found.above)
         return TopK(*(column.cpu().numpy() for column in columns))
+
+    def _on_device(self, vectors: np.ndarray) -> Any:
+        import torch
+
+        tensor = torch.from_numpy(vectors)  # float32; what came as float16 loses nothing
+        return (tensor.half() if self.half else tensor).to(self.device)
 
     def _meet(self, found: "_Running", documents: Any, start: int, part: slice) -> None:
         """One tile: some queries and a block of documents, the first of them row `start`."""
@@ -196,11 +217,12 @@ class _Search:
 
         tile = found.queries[part] @ documents
         self._exclude(tile, part.start, start)
-        over = tile > found.limits[part, None]
-        found.above[part] += over.view(torch.uint8).sum(1, dtype=torch.int32)
-        tile.masked_fill_(over, -torch.inf)
+        if self.limited:
+            over = tile > found.limits[part, None]
+            found.above[part] += over.view(torch.uint8).sum(1, dtype=torch.int32)
+            tile.masked_fill_(over, -torch.inf)
         values, columns = _largest(tile, min(self.wanted, tile.shape[1]))
-        values = torch.cat([found.scores[part], values], 1)
+        values = torch.cat([found.scores[part], values.float()], 1)
         columns = torch.cat([found.rows[part], columns + start], 1)
         found.scores[part], order = values.topk(self.wanted, dim=1)
         found.rows[part] = columns.gather(1, order)

@@ -11,16 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datagen.encode import (
-    Embeddings,
-    Encoder,
-    embedding_schema,
-    embedding_table,
-    inspect_encoder,
-    token_batches,
-)
+from datagen.encode import Encoder, inspect_encoder, token_batches
 from datagen.schema import UserError
 from datagen.store import Folder, write_shard
+from datagen.vectors import Embeddings, embedding_schema, embedding_table
 
 TEXTS = [
     "What is the capital of Norway?",
@@ -135,9 +129,25 @@ def test_rows_of_embedding_shards(tmp_path, stored):
     for index, rows in enumerate((slice(0, 5000), slice(5000, 9000))):
         ids = pa.chunked_array([[f"{i:04d}" for i in range(9000)[rows]]])
         write_shard(folder, "vectors", index, embedding_table(ids, vectors[rows], schema), schema)
-    stack = Embeddings(folder, ["vectors-00000.arrow", "vectors-00001.arrow"])
+    names = ["vectors-00000.arrow", "vectors-00001.arrow"]
+    stack = Embeddings(folder, names)
     assert stack.shape == (9000, 4)
     assert np.array_equal(stack[4000:6000], vectors[4000:6000])
     wanted = np.array([8999, 0, 5000, 4095, 4096, 0])
     assert np.array_equal(stack[wanted], vectors[wanted])
     assert stack[np.array([], dtype=np.int64)].shape == (0, 4)
+    remote = Folder(f"memory://{tmp_path.name}")  # an object store: batches are read one by one
+    for name in names:
+        remote.write_bytes(name, folder.read_bytes(name))
+    away = Embeddings(remote, names)
+    assert np.array_equal(away[wanted], vectors[wanted])
+    assert np.array_equal(away[:], vectors)
+
+
+def test_shards_of_two_widths_are_refused(tmp_path):
+    folder, schema = Folder(str(tmp_path)), embedding_schema("doc_id", "float16")
+    for index, width in enumerate((4, 8)):
+        table = embedding_table(pa.chunked_array([["a"]]), np.ones((1, width), np.float16), schema)
+        write_shard(folder, "vectors", index, table, schema)
+    with pytest.raises(UserError, match=r"vectors of widths \[4, 8\]"):
+        Embeddings(folder, ["vectors-00000.arrow", "vectors-00001.arrow"])

@@ -1,57 +1,33 @@
 """Mining: each rule on hand-made vectors, everything against brute force, then the real encoder."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hand_made import document, mine_by_hand, query, write_tables
 
-from datagen.embed import TABLES
-from datagen.encode import embedding_schema, embedding_table
-from datagen.mine import mine_files, mine_negatives
-from datagen.negatives import percent_of_positive
-from datagen.schema import DOCUMENT, QUERY, UserError
+from datagen.cli import main
+from datagen.embedding_cache import EmbeddingCache
+from datagen.mine import mine_negatives
+from datagen.mine_files import mine_files
+from datagen.mining_rules import percent_of_positive
+from datagen.schema import UserError
 from datagen.steps import Step, run_steps
-from datagen.store import Folder, read_manifest, read_table
+from datagen.store import Folder, read_manifest
 
 # --- hand-made vectors -------------------------------------------------------------------------
-
-
-def document(doc_id, angle, **fields):
-    """A document whose vector points at `angle` degrees."""
-    row = {"doc_id": doc_id, "source": "s", "origin": "public", "task": "retrieval"}
-    return {**row, "text": doc_id, "cluster": doc_id, "angle": angle, **fields}
-
-
-def query(query_id, angle, positives, **fields):
-    row = {"query_id": query_id, "source": "s", "origin": "public", "task": "retrieval"}
-    row |= {"query": query_id, "cluster": query_id, "given_negatives": [], "angle": angle}
-    return {**row, "positives": positives, **fields}
-
-
-def _write_tables(context, *, queries, documents, rows_per_shard):
-    tables = (("queries", queries, QUERY), ("documents", documents, DOCUMENT))
-    for name, rows, schema in tables:
-        table = pa.Table.from_pylist(rows, schema=schema)
-        context.write(name, table, schema, rows_per_shard=rows_per_shard)
-
-
-def _write_vectors(context, *, queries, documents):
-    for kind, rows, key in (("documents", documents, "doc_id"), ("queries", queries, "query_id")):
-        radians = np.deg2rad([row["angle"] for row in rows])
-        vectors = np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float16)
-        schema = embedding_schema(key, "float16")
-        ids = pa.chunked_array([[row[key] for row in rows]], pa.string())
-        table = embedding_table(ids, vectors, schema)
-        context.write(TABLES[kind], table, schema, rows_per_shard=5)
 
 
 @pytest.fixture
@@ -62,25 +38,6 @@ def model(tmp_path) -> str:
     module = {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}
     (folder / "modules.json").write_text(json.dumps([module]))
     return str(folder)
-
-
-def mine_by_hand(output, model, queries, documents, **options):
-    """Mined rows by query id, and the manifest."""
-    rows = {"queries": queries, "documents": documents}
-    write = partial(_write_tables, **rows, rows_per_shard=7)
-    deduped = Step(name="deduped", version=1, config={}, inputs={}, work=write)
-    config = {"embedding": mine_negatives(deduped, encoder=model).config["embedding"]}
-    vectors = Step(
-        name="vectors",
-        version=1,
-        config=config,
-        inputs={"deduped": deduped},
-        work=partial(_write_vectors, **rows),
-    )
-    mine = mine_negatives(deduped, encoder=model, embedded=vectors, **options)
-    manifest = run_steps([deduped, vectors, mine], str(output), executor="local")["mine"]
-    mined = read_table(Folder(str(output)).folder("steps/mine"), "mined").to_pylist()
-    return {row["query_id"]: row for row in mined}, manifest
 
 
 def test_the_ceiling_follows_the_lowest_positive_whatever_its_sign():
@@ -112,7 +69,7 @@ def test_near_duplicates_of_a_positive_are_never_negatives(tmp_path, model):
     mined, manifest = mine_by_hand(tmp_path, model, [query("q", 0, ["right"])], documents)
     assert mined["q"]["negatives"] == ["n"]
     facts = manifest.stats["mining"]["sources"]["s"]
-    assert facts["caught"] == {"known_positive": 0, "positive_cluster": 1, "query_cluster": 0}
+    assert {rule: n for rule, n in facts["caught"].items() if n} == {"positive_cluster": 1}
 
 
 def test_positives_of_near_duplicate_queries_in_any_source_are_never_negatives(tmp_path, model):
@@ -374,6 +331,7 @@ def test_near_copies_of_a_positive_are_never_its_negatives(tmp_path, minilm):
         (lambda q, d: [row.pop("text") for row in d], r"missing: text"),
         (lambda q, d: [row.update(positives="0") for row in q], "positives of type string"),
         (lambda q, d: [row.update(doc_id=0.5) for row in d], "doc_id of type double"),
+        (lambda q, d: [row.update(text=" ") for row in d], "40 usable queries, 0 usable documents"),
     ],
 )
 def test_mistakes_in_the_files_are_named_before_encoding(tmp_path, model, change, message):
@@ -391,6 +349,36 @@ def test_a_missing_model_and_a_margin_out_of_range_are_named(tmp_path, model):
         mine_files(*names, str(tmp_path / "out"), encoder=str(tmp_path / "absent"))
     with pytest.raises(UserError, match="margin 95"):
         mine_files(*names, str(tmp_path / "out"), encoder=model, margin=95)
+
+
+def test_a_second_run_encodes_only_what_is_new_and_the_sweep_nothing(tmp_path, minilm, capsys):
+    queries, documents = text_rows()
+    names = write_rows(tmp_path, queries, documents)
+    cache = str(tmp_path / "cache" / "embeddings")
+    mine_files(*names, str(tmp_path / "a"), encoder=minilm, negatives=4, cache=cache)
+    before = vectors_in(cache)
+    assert before == 80
+    options = ["--encoder", minilm, "--negatives", "4", "--cache", str(tmp_path / "cache")]
+    options += ["--output", str(tmp_path / "b"), "--margin", "0.8", "--candidates", "20"]
+    main(["mine", "--queries", names[0], "--documents", names[1], *options])
+    assert vectors_in(cache) == before
+    main(["mine", "--sweep", "--output", str(tmp_path / "b"), "--negatives", "4"])
+    swept = json.loads((tmp_path / "b" / "sweep.json").read_text())
+    mined = pq.read_table(tmp_path / "b" / "mined.parquet")["negatives"].to_pylist()
+    assert swept[0]["margin"] == 0.8
+    assert swept[0]["queries_with_enough"] == sum(len(row) == 4 for row in mined)
+    documents[3]["text"] += " A new sentence."
+    names = write_rows(tmp_path, queries, documents)
+    mine_files(*names, str(tmp_path / "c"), encoder=minilm, negatives=4, cache=cache)
+    assert vectors_in(cache) == before + 1
+
+
+def vectors_in(cache: str) -> int:
+    """Distinct texts in all spaces of a cache."""
+    spaces = [
+        EmbeddingCache(cache, json.loads(p.read_text())) for p in Path(cache).rglob("key.json")
+    ]
+    return sum(space.rows() for space in spaces)
 
 
 def test_rows_without_text_or_positives_are_set_aside(tmp_path, minilm):
@@ -416,7 +404,7 @@ def text_steps(encoder, *, actors=1):
     queries = [
         query(q["query_id"], 0, [f"{q['positives'][0]:02d}"], query=q["query"]) for q in asked
     ]
-    write = partial(_write_tables, queries=queries, documents=documents, rows_per_shard=8)
+    write = partial(write_tables, queries=queries, documents=documents, rows_per_shard=8)
     deduped = Step(name="deduped", version=1, config={}, inputs={}, work=write)
     return [deduped, mine_negatives(deduped, encoder=encoder, actors=actors, threads=1)]
 
@@ -427,14 +415,39 @@ def shard_digests(output):
 
 
 @pytest.mark.slow
-def test_same_bytes_on_any_number_of_workers(tmp_path, minilm, ray_session):
+def test_same_bytes_on_any_number_of_workers_though_one_dies(tmp_path, minilm, ray_session):
     run_steps(text_steps(minilm), str(tmp_path / "local"), executor="local")
-    run_steps(text_steps(minilm), str(tmp_path / "one"), executor="ray")
-    run_steps(text_steps(minilm, actors=2), str(tmp_path / "two"), executor="ray")
+    output = tmp_path / "two"
+    with killing_an_actor(after=output / "steps" / "mine" / "commits") as killed:
+        run_steps(text_steps(minilm, actors=2), str(output), executor="ray")
+    assert killed
     digests = shard_digests(tmp_path / "local")
     assert len(digests) == 20  # vectors, mined rows and their counts, five shards each
-    assert shard_digests(tmp_path / "one") == digests
-    assert shard_digests(tmp_path / "two") == digests
+    assert shard_digests(output) == digests
+
+
+@contextlib.contextmanager
+def killing_an_actor(after: Path):
+    """Kill -9 for the first actor of Ray Data that is seen once there is a commit in `after`."""
+    killed, done = [], threading.Event()
+
+    def watch():
+        while not done.is_set() and not killed:
+            if any(after.glob("*.json")):
+                for process in psutil.Process().children(recursive=True):
+                    if process.name().startswith("ray::MapWorker"):
+                        process.kill()
+                        killed.append(process.pid)
+                        break
+            done.wait(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        thread.join()
 
 
 DRIVER = """

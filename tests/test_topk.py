@@ -1,5 +1,8 @@
 """Exact top-k against a plain numpy sort, on vectors with many ties."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -62,6 +65,23 @@ def test_fewer_documents_than_asked_leaves_minus_one():
     assert sorted(result.rows[0, :3].tolist()) == [0, 1, 2]
 
 
+def test_scores_that_are_not_numbers_are_refused():
+    broken = unit_vectors(3, 4, 1)
+    broken[1, 2] = np.nan
+    with pytest.raises(ValueError, match="unit length"):
+        top_k(unit_vectors(2, 4, 0), broken, k=1)
+    with pytest.raises(ValueError, match="unit length"):
+        top_k(broken, unit_vectors(2, 4, 0), k=1)
+
+
+def test_the_search_needs_neither_ray_nor_polars():
+    code = (
+        "import sys, datagen.topk, datagen.vectors as v; print({'ray', 'polars'} & {*sys.modules})"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
 def test_no_documents_at_all():
     result = top_k(unit_vectors(2, 4, 0), np.empty((0, 4), np.float16), k=2)
     assert (result.rows == -1).all() and result.above.tolist() == [0, 0]
@@ -88,9 +108,10 @@ def test_vectors_that_are_not_of_unit_length_are_refused():
     seed=st.integers(0, 10_000),
     blocks=st.tuples(st.integers(1, 7), st.sampled_from([1, 5, 64, 1000])),
     ceiling=st.floats(-0.9, 1.1),
-    dtype=st.sampled_from([np.float16, np.float32]),
+    kind=st.sampled_from([(np.float16, False), (np.float16, True), (np.float32, False)]),
 )
-def test_equals_brute_force(queries, documents, copies, k, seed, blocks, ceiling, dtype):
+def test_equals_brute_force(queries, documents, copies, k, seed, blocks, ceiling, kind):
+    dtype, half = kind
     left = unit_vectors(queries, 6, seed, dtype=dtype)
     right = np.repeat(unit_vectors(documents, 6, seed + 1, dtype=dtype), copies, axis=0)
     draw = np.random.default_rng(seed)
@@ -102,6 +123,7 @@ def test_equals_brute_force(queries, documents, copies, k, seed, blocks, ceiling
         k=k,
         ceilings=ceilings,
         excluded=Excluded.of(pairs[:, 0], pairs[:, 1]),
+        half=half,
         query_block=blocks[0],
         document_block=blocks[1],
     )
@@ -115,6 +137,7 @@ def test_a_large_pool_in_any_blocks_gives_the_same_bits():
         top_k(left, right, k=24, query_block=q, document_block=d)
         for q, d in ((50, 9000), (16, 4096), (7, 640))
     ]
+    results.append(top_k(left, right, k=24, half=True))  # what a GPU does
     reference = brute_force(left, right, 24, np.full(50, np.inf), set())
     for result in results:
         assert as_lists(result) == reference

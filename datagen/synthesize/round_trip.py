@@ -22,6 +22,7 @@ from datagen.synthesize.select import Rule, Verdict
 from datagen.threads import Run
 
 if TYPE_CHECKING:
+    from datagen.cached_encoder import CachedEncoder
     from datagen.encode import Encoder
 
 ROUND_TRIP = "round_trip"
@@ -49,7 +50,11 @@ class RoundTrip:
     """Ranks against a sample of public documents, which is encoded once."""
 
     def __init__(
-        self, encoder: "Encoder", documents: pa.Table, *, languages: Sequence[str] = ("eng",)
+        self,
+        encoder: "Encoder | CachedEncoder",
+        documents: pa.Table,
+        *,
+        languages: Sequence[str] = ("eng",),
     ):
         """`documents` has columns title and text; `languages` are what the encoder knows, such as
         `eng` and `python`."""

@@ -1,0 +1,377 @@
+"""Hard-negative mining, ours beside sentence-transformers on the same real texts; search and cache.
+
+    python benchmarks/mining.py TABLE... [--small] [--encoder NAME] [--output FILE.md]
+
+Reads query and document columns of Parquet tables. Each of the two miners runs in a process of its
+own from Parquet to Parquet, encoding included, with the same model and rule (margin 0.95, top 10).
+Negatives are compared where the rules coincide: without near-duplicate clusters, which only ours
+knows, for queries that the peer's window of 110 ranks serves. The search alone is measured beside
+torch's matrix product on the same threads, and its memory on vectors on disk.
+"""
+
+import argparse
+import datetime
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datagen.schema import DOCUMENT, QUERY, document_id
+from datagen.steps import Context, Step, run_steps
+from datagen.store import Folder, read_table, write_shard
+from datagen.threads import side_by_side
+from datagen.topk import top_k
+from datagen.vectors import Embeddings, embedding_schema, embedding_table
+
+NEGATIVES, TIE = 10, 2e-6
+
+PEER = """
+import sys, json, time
+import pyarrow.parquet as pq
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+model, queries, documents, output, negatives = sys.argv[1:]
+q, d = pq.read_table(queries), pq.read_table(documents)
+texts = dict(zip(d["doc_id"].to_pylist(), d["text"].to_pylist()))
+pairs = Dataset.from_dict({
+    "query": q["query"].to_pylist(),
+    "positive": [texts[row[0]] for row in q["positives"].to_pylist()]})
+found = mine_hard_negatives(pairs, SentenceTransformer(model, device="cpu"),
+    corpus=list(texts.values()), relative_margin=0.05, num_negatives=int(negatives),
+    output_format="n-tuple", output_scores=False, batch_size=32, verbose=False)
+found.to_parquet(output)
+"""
+
+OURS = """
+import sys
+from datagen.mine_files import mine_files
+model, queries, documents, output, negatives, dtype, cache = sys.argv[1:]
+mine_files(queries, documents, output, encoder=model, negatives=int(negatives), dtype=dtype,
+    cache=cache)
+"""
+
+SEARCH = """
+import sys, json, time
+import numpy as np
+from datagen.store import Folder
+from datagen.threads import side_by_side
+from datagen.topk import top_k
+from datagen.vectors import Embeddings
+folder, queries = sys.argv[1:]
+vectors = Embeddings(Folder(folder), sorted(Folder(folder).names()))
+asked = vectors[: int(queries)]
+with side_by_side(2) as run:
+    start = time.perf_counter()
+    top_k(asked, vectors, k=24, run=run)
+print(json.dumps(time.perf_counter() - start))
+"""
+
+
+def real_rows(tables: Sequence[str], queries: int, documents: int) -> tuple[pa.Table, pa.Table]:
+    """Queries and documents, each text once; the first ones in the order of their hash."""
+    parts = []
+    for table in tables:
+        rows = pl.read_parquet(table)
+        if {"query", "positive"} <= set(rows.columns):
+            parts.append(rows.select("query", text="positive"))
+    pairs = pl.concat(parts).drop_nulls().unique("query", keep="first", maintain_order=True)
+    names = [document_id(None, text) for text in pairs["text"]]
+    pairs = pairs.with_columns(doc_id=pl.Series(names)).filter(
+        pl.col("query").str.strip_chars() != ""
+    )
+    docs = pairs.unique("doc_id", keep="first", maintain_order=True).sort("doc_id")
+    docs = docs.select("doc_id", "text").head(documents)
+    asked = pairs.join(docs.select("doc_id"), on="doc_id", maintain_order="left")
+    asked = asked.sort(pl.col("query").hash(1)).head(queries)
+    asked = asked.with_row_index("query_id").select(
+        pl.col("query_id").cast(pl.String), "query", positives=pl.concat_list("doc_id")
+    )
+    return asked.to_arrow(), docs.to_arrow()
+
+
+def timed(command: Sequence[str]) -> tuple[float, float, str]:
+    """Seconds of a command, its peak of resident GiB, and what it printed."""
+    start, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile("w+") as printed:
+        process = psutil.Popen(command, stdout=printed, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            try:
+                peak = max(peak, process.memory_info().rss)
+                process.wait(0.02)
+            except (psutil.TimeoutExpired, psutil.NoSuchProcess):
+                continue
+        printed.seek(0)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return time.perf_counter() - start, peak / 2**30, printed.read()
+
+
+def _write(context: Context, *, queries: pa.Table, documents: pa.Table) -> None:
+    """The tables as steps know them, every text a cluster of its own."""
+    docs = pl.DataFrame(pl.from_arrow(documents)).with_columns(cluster=pl.col("doc_id"))
+    asked = pl.DataFrame(pl.from_arrow(queries)).with_columns(
+        cluster=pl.col("query_id"), given_negatives=pl.lit([], pl.List(pl.String))
+    )
+    for name, rows, schema in (("documents", docs, DOCUMENT), ("queries", asked, QUERY)):
+        rows = rows.with_columns(
+            source=pl.lit(name), origin=pl.lit("public"), task=pl.lit("retrieval")
+        )
+        arrays = [
+            rows[field.name].to_arrow().cast(field.type)
+            if field.name in rows.columns
+            else pa.nulls(len(rows), field.type)
+            for field in schema
+        ]
+        context.write(name, pa.table(arrays, schema=schema), schema, rows_per_shard=65_536)
+
+
+def against_peer(folder: Path, model: str, tables: Sequence[str], size: tuple[int, int]) -> str:
+    """Speed from Parquet to Parquet, and how many negatives are the same."""
+    queries, documents = real_rows(tables, *size)
+    names = str(folder / "queries.parquet"), str(folder / "documents.parquet")
+    pq.write_table(queries, names[0])
+    pq.write_table(documents, names[1])
+    cache = str(folder / "cache")
+    lines = [
+        f"## {len(queries):,} real queries, {len(documents):,} real documents, encoding included\n",
+        "| miner | seconds | against the peer | peak GiB |",
+        "|---|---|---|---|",
+    ]
+    peer = [sys.executable, "-c", PEER, model, *names, str(folder / "peer.parquet"), str(NEGATIVES)]
+    slow, memory, _ = timed(peer)
+    lines.append(f"| sentence-transformers, float32 | {slow:,.0f} | 1.0 | {memory:.2f} |")
+    for dtype in ("float32", "bfloat16"):
+        for label in ("", ", again with another margin"):
+            more = [str(NEGATIVES), dtype, cache]
+            ours = [sys.executable, "-c", OURS, model, *names, str(folder / f"ours-{dtype}"), *more]
+            seconds, memory, _ = timed(ours)
+            lines.append(
+                f"| ours, {dtype}{label} | {seconds:,.0f} | {slow / seconds:.1f} | {memory:.2f} |"
+            )
+    lines += ["", *same_negatives(folder, model, queries, documents, cache), ""]
+    return "\n".join(lines) + changed_document(folder, model, documents, cache)
+
+
+def same_negatives(
+    folder: Path, model: str, queries: pa.Table, documents: pa.Table, cache: str
+) -> Iterator[str]:
+    """Ours without clusters in both precisions, against the peer's, query by query."""
+    from datagen.mine import mine_negatives
+
+    work = partial(_write, queries=queries, documents=documents)
+    deduped = Step(name="deduped", version=1, config={}, inputs={}, work=work)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        options = {"negatives": NEGATIVES, "dtype": dtype, "stored": "float32", "cache": cache}
+        mine = mine_negatives(deduped, encoder=model, name=f"mine-{dtype}", **options)
+        run_steps([deduped, mine], str(folder / "same"), executor="local")
+        rows = read_table(Folder(str(folder / "same")).folder(mine.place), "mined")
+        found[dtype] = rows.select(["negatives", "negative_scores"]).to_pylist()
+    ids = {text: name for name, text in zip(*documents.to_pydict().values(), strict=True)}
+    number = {text: i for i, text in enumerate(queries["query"].to_pylist())}
+    same, ties, other = 0, 0, 0
+    for row in pq.read_table(folder / "peer.parquet").to_pylist():
+        mined = found["float32"][number[row["query"]]]
+        theirs = [ids[row[f"negative_{i}"]] for i in range(1, NEGATIVES + 1)]
+        scores = dict(zip(mined["negatives"], mined["negative_scores"], strict=True))
+        last = min(scores.values(), default=0.0)
+        known = [scores.get(name, last) for name in theirs]
+        if theirs == mined["negatives"]:
+            same += 1
+        elif np.allclose(known, mined["negative_scores"], rtol=0, atol=TIE):
+            ties += 1
+        else:
+            other += 1
+    yield (
+        f"Of {same + ties + other:,} queries for which the peer finds {NEGATIVES}: {same:,} have "
+        f"the same negatives in the same order, {ties:,} but for ties within {TIE:g}, "
+        f"{other:,} others."
+    )
+    shared = [
+        len({*a["negatives"]} & {*b["negatives"]}) / max(1, len(a["negatives"]))
+        for a, b in zip(found["float32"], found["bfloat16"], strict=True)
+    ]
+    yield f"In bfloat16 {100 * float(np.mean(shared)):.2f}% of the negatives are those of float32."
+
+
+def changed_document(folder: Path, model: str, documents: pa.Table, cache: str) -> str:
+    """How many texts are encoded after one of them changed."""
+    from datagen.cached_encoder import CachedEncoder
+
+    texts = documents["text"].to_pylist()
+    texts[len(texts) // 2] += " Changed."
+    encoder = CachedEncoder(model, root=cache, dtype="bfloat16")
+    start = time.perf_counter()
+    encoder.encode(texts, stored="float32")
+    seconds = time.perf_counter() - start
+    return (
+        f"One of {len(texts):,} documents changed: {encoder.encoded} encoded, {encoder.found:,} "
+        f"found in the cache, {seconds:.1f} s with loading the model.\n"
+    )
+
+
+def unit_vectors(count: int, width: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, width), dtype=np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def write_vectors(folder: Path, count: int, width: int) -> None:
+    schema, size = embedding_schema("doc_id", "float16"), 250_000
+    for index, start in enumerate(range(0, count, size)):
+        vectors = unit_vectors(min(size, count - start), width, index)
+        ids = pa.chunked_array([[str(start + i) for i in range(len(vectors))]])
+        table = embedding_table(ids, vectors, schema)
+        write_shard(Folder(str(folder)), "vectors", index, table, schema)
+
+
+def matmul_rate() -> float:
+    """GFLOP/s of torch's float32 product on two threads, the best of several shapes and ways."""
+    import torch
+
+    rates = []
+    with side_by_side(2) as run:
+        for rows, columns, width in ((256, 8192, 384), (1024, 1024, 1024), (2048, 2048, 2048)):
+            left, right = torch.randn(rows, width), torch.randn(width, columns)
+            work = partial(_product, left, right)
+            list(run(work, range(4)))
+            count = max(8, int(3e10 / (2 * rows * columns * width)))
+            start = time.perf_counter()
+            list(run(work, range(count)))
+            rates.append(count * 2 * rows * columns * width / (time.perf_counter() - start))
+    return max(rates) / 1e9
+
+
+def _product(left: Any, right: Any, _: int) -> None:
+    left @ right
+
+
+def search_alone(folder: Path, sizes: Sequence[int], queries: int) -> str:
+    lines = [
+        "## Search alone: width 384, float16 on disk, top 24, two threads\n",
+        "| documents | queries | seconds | GFLOP/s | of torch's product | peak GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for size in sizes:
+        place = folder / f"vectors-{size}"
+        write_vectors(place, size, 384)
+        before = matmul_rate()
+        command = [sys.executable, "-c", SEARCH, str(place), str(queries)]
+        _, memory, printed = timed(command)
+        rate = (before + matmul_rate()) / 2  # other work on the machine comes and goes
+        seconds = float(printed)
+        own = 2 * queries * size * 384 / seconds / 1e9
+        lines.append(
+            f"| {size:,} | {queries:,} | {seconds:.1f} | {own:.0f} "
+            f"| {own / rate:.0%} of {rate:.0f} | {memory:.2f} |"
+        )
+        for path in place.iterdir():
+            path.unlink()
+    return "\n".join(lines) + "\n"
+
+
+def exactness(folder: Path, queries: int, documents: int, *, real: str | None) -> str:
+    """Ids and order against brute force, in three block sizes."""
+    lines = [
+        f"## {queries:,} x {documents:,} against brute force, top 24\n",
+        "| vectors | blocks | as float64 sums in numpy | as float32 products in numpy |",
+        "|---|---|---|---|",
+    ]
+    kinds = {"random": (unit_vectors(queries, 384, 1), unit_vectors(documents, 384, 2))}
+    if real is not None:
+        root = Folder(real)
+        shards = {
+            kind: [n for n in root.names() if n.startswith(kind)] for kind in ("query", "doc")
+        }
+        both = [Embeddings(root, shards[kind]) for kind in ("query", "doc")]
+        kinds["real"] = (both[0][: min(queries, both[0].shape[0])], both[1][:documents])
+    for kind, (left, right) in kinds.items():
+        exact, rounded = brute_force(left, right, np.float64), brute_force(left, right, np.float32)
+        for blocks in ((256, 8192), (100, 5000), (1024, 16_384)):
+            with side_by_side(2) as run:
+                found = top_k(
+                    left, right, k=24, run=run, query_block=blocks[0], document_block=blocks[1]
+                )
+            same, near = (found.rows == exact).all(1), (found.rows == rounded).all(1)
+            lines.append(
+                f"| {kind}, {len(left):,} x {len(right):,} | {blocks[0]} x {blocks[1]} "
+                f"| {same.sum():,} of {len(left):,} | {near.sum():,} (ties of rounding aside) |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def brute_force(left: np.ndarray, right: np.ndarray, dtype: Any) -> np.ndarray:
+    """Rows of the 24 best by score as float32, ties by row; sums in `dtype`."""
+    found = []
+    wide = right.astype(dtype).T
+    for start in range(0, len(left), 256):
+        scores = (left[start : start + 256].astype(dtype) @ wide).astype(np.float32)
+        some = np.argpartition(-scores, 63, axis=1)[:, :64]
+        some.sort(1)
+        best = np.take_along_axis(scores, some, 1)
+        order = np.argsort(-best, axis=1, kind="stable")[:, :24]
+        found.append(np.take_along_axis(some, order, 1))
+    return np.concatenate(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("tables", nargs="+", help="Parquet tables with query and positive")
+    parser.add_argument("--encoder", default="all-minilm-l6-v2")
+    parser.add_argument("--small", action="store_true", help="a two-hundredth, in minutes")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--cache", default=".cache/embedmix")
+    parser.add_argument("--output", default="benchmarks/results/mining.md")
+    arguments = parser.parse_args()
+    from datagen.packaged import resolve_model
+
+    model, _ = resolve_model(arguments.encoder, arguments.cache)
+    small = " --small" if arguments.small else ""
+    names = ("torch", "sentence-transformers", "numpy", "pyarrow")
+    text = [
+        f"# Mining\n\n{datetime.date.today()}, {platform.processor() or platform.machine()}, "
+        f"{psutil.cpu_count()} cores; "
+        + ", ".join(f"{name} {version(name)}" for name in names)
+        + f". Made by `python benchmarks/mining.py TABLE...{small}`.\n"
+    ]
+    with tempfile.TemporaryDirectory(prefix="mining-") as place:
+        for part in arguments.parts:
+            text.append(PARTS[part](Path(place), model, arguments))
+            Path(arguments.output).write_text("\n".join(text))
+            print(text[-1], flush=True)
+
+
+def _peer(folder: Path, model: str, arguments: argparse.Namespace) -> str:
+    size = (100, 300) if arguments.small else (20_000, 60_000)
+    return against_peer(folder, model, arguments.tables, size)
+
+
+def _search(folder: Path, model: str, arguments: argparse.Namespace) -> str:
+    sizes = (100_000, 300_000) if arguments.small else (1_000_000, 5_000_000)
+    return search_alone(folder, sizes, 512 if arguments.small else 4096)
+
+
+def _exact(folder: Path, model: str, arguments: argparse.Namespace) -> str:
+    """With the real vectors that the comparison with the peer has left, if it ran."""
+    steps = folder / "same" / "steps" / "mine-float32"
+    size = (500, 3_000) if arguments.small else (20_000, 50_000)
+    return exactness(folder, *size, real=str(steps) if steps.exists() else None)
+
+
+PARTS = {"peer": _peer, "search": _search, "exact": _exact}
+
+
+if __name__ == "__main__":
+    main()
