@@ -25,6 +25,7 @@ from datagen.synthesize.responses import Responses, read_responses, response_key
 from datagen.synthesize.select import Rule, select
 
 Block = Mapping[str, Any]  # `kind`, `place` of its responses, `requests`, and what the kind needs
+TABLES = ("written", "rejected", "asked")
 ASKED = pa.schema(
     [
         pa.field("llm", pa.string(), nullable=False),
@@ -124,8 +125,9 @@ class Reader:
         folder: str,
         schema: pa.Schema,
         rules: Sequence[Rule] = (),
+        tables: tuple[str, str, str] = TABLES,
     ):
-        self.rules = rules
+        self.rules, self.tables = rules, tables
         self.llms = {llm.slug: llm for llm in llms}
         self.kinds, self.folder, self.schema = kinds, folder, schema
 
@@ -148,14 +150,14 @@ class Reader:
         reasons = iter(selection.reasons.to_pylist())
         for record in asked:
             record["reason"] = record["reason"] or next(reasons)
+        gone = pa.Table.from_pylist(rejected, schema=QUARANTINE)
+        made_of_them = (
+            selection.kept,
+            pa.concat_tables([gone, selection.rejected]),
+            pa.Table.from_pylist(asked, schema=ASKED),
+        )
         return UnitResult(
-            tables={
-                "written": selection.kept,
-                "rejected": pa.concat_tables(
-                    [pa.Table.from_pylist(rejected, schema=QUARANTINE), selection.rejected]
-                ),
-                "asked": pa.Table.from_pylist(asked, schema=ASKED),
-            },
+            tables=dict(zip(self.tables, made_of_them, strict=True)),
             ledger=[_ledger(llm, kind, selection.kept.num_rows, [row["reason"] for row in asked])],
         )
 
@@ -220,5 +222,8 @@ def _read_rows(
 
 
 def _says(row: Mapping[str, Any]) -> str:
-    """The text that no two rows of a block may share."""
-    return str(row.get("query", row.get("instruction"))).casefold()
+    """The text that no two rows of a block may share; of a grade what it is about."""
+    for name in ("query", "instruction", "written"):
+        if name in row:
+            return str(row[name]).casefold()
+    raise KeyError(f"nothing in a row of {', '.join(row)} tells it from others")
