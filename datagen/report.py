@@ -21,6 +21,7 @@ from datagen.overview import LEDGER, Overview, count_mix, ledger_of, steps_besid
 from datagen.plots import funnel_plot, score_plot
 from datagen.report_tables import (
     agreement_tables,
+    check_tables,
     dropped_tables,
     evaluation_tasks,
     funnel_table,
@@ -119,7 +120,7 @@ def render_page(
             languages=language_tables(overview),
             agreement=agreement_tables(facts),
             dropped=dropped_tables(facts),
-            llms=llm_tables(facts),
+            llms=[*llm_tables(facts), *check_tables(facts)],
             written=written_by(overview),
             matches=match_tables(facts),
             mining=mining_tables(facts),

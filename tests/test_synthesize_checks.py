@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from endpoint_server import EndpointServer
 from test_synthesize_step import documents_step, paid, served, start_again
 from writing_server import reply
@@ -31,6 +32,8 @@ def half_astray(body: Mapping[str, Any]) -> str:
 def grades(body: Mapping[str, Any]) -> str:
     """Drops what has an `e` as its second letter, and one in eight answers is no JSON."""
     said = body["messages"][-1]["content"]
+    if "Query: " not in said:
+        return reply(body)  # the request by which a server is tested
     query = said.split("Query: ")[1]
     mark = hashlib.sha256(query.encode()).digest()[0]
     if mark % 8 == 0:
@@ -62,35 +65,39 @@ def table(output: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_a_query_that_misses_its_document_is_asked_for_again(
-    tmp_path: Path, model_cache: str, ray_session: None
+    tmp_path: Path, model_cache: str
 ) -> None:
     encoder, _ = resolve_model("all-minilm-l6-v2", model_cache)
-    found = []
-    for executor in ("local", "ray"):
-        output = tmp_path / executor
-        with EndpointServer(reply=half_astray) as server:
-            manifest, step = run(
-                output,
-                [served(server, "One")],
-                executor=executor,
-                round_trip=RoundTrip(encoder=encoder, k=5, documents=50),
-            )
-        rows = table(output, "pairs")
-        ranks = {row["request"]: row["rank"] for row in table(output, "ranks")}
-        gone = [row for row in table(output, "unselected") if row["reason"] == "round_trip"]
-        assert len(rows) == 12
-        assert all(ranks[row["provenance"]["row"]] <= 5 for row in rows)
-        assert all(ranks[row["row"]] > 5 for row in gone)
-        astray = sum(ASTRAY in row["record"] for row in gone)
-        assert astray > 3 > sum(ASTRAY in row["query"] for row in rows)
-        (record,) = manifest.stats["llms"]
-        assert record["reasons"]["round_trip"] == len(gone)
-        assert manifest.stats["round_trip"]["round_trip"] == len(gone)
-        found.append((rows, ranks))
-    assert found[0] == found[1]
+    test = RoundTrip(encoder=encoder, k=5, documents=50)
+    with EndpointServer(reply=half_astray) as server:
+        manifest, step = run(tmp_path, [served(server, "One")], round_trip=test)
+    rows = table(tmp_path, "pairs")
+    ranks = {row["request"]: row["rank"] for row in table(tmp_path, "ranks")}
+    gone = [row for row in table(tmp_path, "unselected") if row["reason"] == "round_trip"]
+    assert len(rows) == 12
+    assert all(ranks[row["provenance"]["row"]] <= 5 for row in rows)
+    assert all(ranks[row["row"]] > 5 for row in gone)
+    astray = sum(ASTRAY in row["record"] for row in gone)
+    assert astray > 3 > sum(ASTRAY in row["query"] for row in rows)
+    (record,) = manifest.stats["llms"]
+    assert record["reasons"]["round_trip"] == len(gone)
+    assert manifest.stats["round_trip"]["round_trip"] == len(gone)
     assert step.config["round_trip"] | {"encoder": ""} == {
         "encoder": "", "languages": ["eng"], "k": 5, "documents": 50, "dtype": "float32",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ranks_are_the_same_in_actors(tmp_path: Path, model_cache: str, ray_session: None) -> None:
+    encoder, _ = resolve_model("all-minilm-l6-v2", model_cache)
+    found = []
+    for executor in ("local", "ray"):
+        with EndpointServer(reply=reply) as server:
+            test = RoundTrip(encoder=encoder, documents=50)
+            llms = [served(server, "One")]
+            run(tmp_path / executor, llms, executor=executor, rows=4, round_trip=test)
+        found.append([table(tmp_path / executor, name) for name in ("pairs", "ranks")])
+    assert found[0] == found[1]
 
 
 def test_a_judge_of_the_pool_drops_rows_and_is_paid_once(tmp_path: Path, ray_session: None) -> None:
@@ -113,10 +120,9 @@ def test_a_judge_of_the_pool_drops_rows_and_is_paid_once(tmp_path: Path, ray_ses
         assert manifest.stats["llms"][0]["reasons"]["judged_low"] == facts["judged_low"]
         assert len(table(tmp_path, "judge_asked")) == facts["rows"]
 
-        # Again, with a stricter judge: nothing is answered twice that had an answer.
+        # Again, with a milder judge: nothing is answered twice that had an answer.
         before = paid(two)
         start_again(tmp_path)
-        again, _ = run(tmp_path, llms, judge=Judge(llm="Two", lowest=5), rows=4)
-        unanswered = facts["rows"] - facts["judged"]
-        assert paid(two) <= before + 2 * unanswered
-    assert again.stats["judge"]["judged_low"] == again.stats["judge"]["judged"]
+        again, _ = run(tmp_path, llms, judge=Judge(llm="Two", lowest=2), rows=4)
+        assert again.stats["judge"]["judged"] > 0
+        assert paid(two) == before

@@ -99,7 +99,7 @@ def test_a_row_becomes_a_call_and_its_answer_grades(folder):
         call = kind.call(drawn, [])
         assert call is not None
         text = call.prompt.text(call.values, call.turn)
-        pair = kind.rows[drawn["written"]]
+        pair = kind.pairs[drawn["written"]]
         assert f"Query: {pair['query']}\n" in text
         assert (pair["title"] or "") + "\n" * bool(pair["title"]) + pair["text"] in text
         assert {"eng": "English", "deu": "German"}[drawn["language"]] in text

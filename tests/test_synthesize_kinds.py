@@ -125,7 +125,7 @@ class TestRetrieval:
             "llm_licence": "MIT",
             "prompt": prompt_id("doc2query"),
             "seed_document": document_id("Rivers", NILE),
-            "sampling": LARGE.sampling(),
+            "sampling": None,
             "seed": 5,
         }
 

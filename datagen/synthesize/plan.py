@@ -65,7 +65,7 @@ def _record(llm: LLM, kind: str, rows: int, sample: pl.DataFrame, rate: float) -
     money = hours * llm.num_gpus * llm.gpu_hour_price
     money += (prompt * llm.prompt_price + output * llm.output_price) / 1e6
     return record | {
-        "hours": round(hours / (1 if llm.endpoint else llm.replicas), 4),
+        "hours": round(hours / (1 if llm.endpoint else llm.replica_range[1]), 4),
         "gpu_hours": round(hours * llm.num_gpus, 4),
         "money": round(money, 2),
     }

@@ -205,20 +205,23 @@ def _read_rows(
     """(rows, None, responses), or ([], the rule that was broken, responses)."""
     values: list[Value] = []
     responses: list[Response] = []
+    budgets: list[int] = []
     while (call := kind.call(drawn, values)) is not None:
         response = known.get(response_key(llm, drawn, call, number=len(values)))
         if response is None:
             raise RuntimeError(f"no response to {drawn['request']}, call {len(values)}")
         responses.append(response)
+        budgets.append(call.max_tokens or llm.max_tokens)
         value, problem = parse(response, call.schema)
         if problem is not None:
             return [], problem, responses
         values.append(value)
     if reason := kind.problem(drawn, values):
         return [], reason, responses
-    if isinstance(kind, MakesSeveral):
-        return kind.rows(drawn, values), None, responses
-    return [kind.row(drawn, values)], None, responses
+    made = kind.rows(drawn, values) if isinstance(kind, MakesSeveral) else [kind.row(drawn, values)]
+    for row in made:
+        row.get("provenance", row)["sampling"] = llm.sampling(budgets)
+    return made, None, responses
 
 
 def _says(row: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ class JudgeKind:
     def __init__(self, llm: LLM, block: Block):
         self.llm, self.prompt = llm, prompt_of(block, "judge")
         folder, wanted = Folder(block["folder"]), {one["written"] for one in block["requests"]}
-        self.rows = {
+        self.pairs = {
             row["provenance"]["row"]: row
             for shard in block["shards"]
             for row in open_shard(folder, shard).to_pylist()
@@ -56,7 +56,7 @@ class JudgeKind:
     def call(self, drawn: Drawn, values: Sequence[Value]) -> Call | None:
         if values:
             return None
-        row = self.rows[drawn["written"]]
+        row = self.pairs[drawn["written"]]
         shown_values = {
             "instruction": row["instruction"] or NO_INSTRUCTION,
             "query": row["query"],
