@@ -105,7 +105,7 @@ class Replica:
                 response = await self.engine.answer(call)
                 store.put(key, drawn, response)
                 sums["output_tokens"] += response.output_tokens
-            value, problem = parse(response, call.schema)
+            value, problem = parse(response, call.schema, cut=call.cut)
             if problem is not None:
                 return
             values.append(value)
@@ -212,7 +212,7 @@ def _read_rows(
             raise RuntimeError(f"no response to {drawn['request']}, call {len(values)}")
         responses.append(response)
         budgets.append(call.max_tokens or llm.max_tokens)
-        value, problem = parse(response, call.schema)
+        value, problem = parse(response, call.schema, cut=call.cut)
         if problem is not None:
             return [], problem, responses
         values.append(value)

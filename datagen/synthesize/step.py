@@ -34,6 +34,7 @@ from datagen.synthesize.places import (
 )
 from datagen.synthesize.plan import SAMPLE, plan_table
 from datagen.synthesize.pool import BLOCK_REQUESTS, Member, Quota, ask_pool
+from datagen.synthesize.preflight import check_lengths
 from datagen.synthesize.replica import ASKED, TABLES, Reader
 from datagen.synthesize.round_trip import RoundTrip
 from datagen.synthesize.select import Rule
@@ -291,10 +292,13 @@ def ask(
     reader = Reader(llms, kinds=kinds, folder=responses, schema=schema, rules=rules, tables=tables)
     schemas = dict(zip(tables, (schema, QUARANTINE, ASKED), strict=True))
     phase = tables[0]
+    committed = context.committed(phase)
+    if not committed:
+        check_lengths(members, kinds=kinds, cache=cache)
     ask_pool(
         members,
         context.committer(reader, schemas=schemas, phase=phase),
-        context.committed(phase),
+        committed,
         replica={"cache": cache, "kinds": kinds, "folder": responses},
         executor=context.executor,
         name=context.name,
