@@ -16,6 +16,7 @@ from datagen.steps import Manifest, Step, run_steps
 from datagen.store import Folder, read_table
 from datagen.synthesize import Judge, RoundTrip, synthesize
 from datagen.synthesize.llm import LLM
+from datagen.synthesize.step import plan_of
 
 ASTRAY = "why do volcanoes on the moon of Jupiter throw sulphur into space number"
 
@@ -126,3 +127,26 @@ def test_a_judge_of_the_pool_drops_rows_and_is_paid_once(tmp_path: Path, ray_ses
         again, _ = run(tmp_path, llms, judge=Judge(llm="Two", lowest=2), rows=4)
         assert again.stats["judge"]["judged"] > 0
         assert paid(two) == before
+
+
+def test_a_plan_counts_what_the_judge_drops_and_what_it_takes(tmp_path: Path) -> None:
+    with EndpointServer(reply=reply) as one, EndpointServer(reply=grades) as two:
+        llms = [served(one, "One"), served(two, "Two", share=0.0, output_price=1000.0)]
+        documents = documents_step()
+        step = synthesize(
+            documents,
+            tasks=None,
+            llms=llms,
+            cache="",
+            rows={"retrieval": 40},
+            grounded=False,
+            judge=Judge(llm="Two"),
+        )
+        planned = plan_of(step, sample=16)
+        stats = run_steps([documents, planned], str(tmp_path), executor="local")[planned.name].stats
+    records = {(record["llm"], record["kind"]): record for record in stats["plan"]}
+    written, judged = records["One", "retrieval"], records["Two", "judge"]
+    assert stats["judge"]["judged_low"] > 0
+    assert written["yield"] <= 1 - stats["judge"]["judged_low"] / 16
+    assert 40 <= judged["rows"] <= written["requests"]
+    assert judged["money"] > 0

@@ -107,6 +107,12 @@ class Checks:
             found[first.setdefault(place, index)] += shards
         return found
 
+    @property
+    def judge_rate(self) -> float:
+        """Output tokens a second of the judge; 0 where it was not asked."""
+        seconds = self._sums["seconds"]
+        return self._sums["output_tokens"] / seconds if seconds else 0.0
+
     def facts(self, members: Sequence[Member]) -> dict[str, Any]:
         """How many rows each check could judge, what they said, and what the judge cost."""
         facts: dict[str, Any] = {}

@@ -137,7 +137,7 @@ def put_together(
     context.write("pairs", pairs, PAIR, rows_per_shard=rows_per_shard)
     unselected = pa.Table.from_pylist(gone, schema=QUARANTINE)
     context.write("unselected", unselected, QUARANTINE, rows_per_shard=rows_per_shard)
-    asked = _asked(context, reasons)
+    asked = asked_with(context, reasons)
     context.ledger += _ledger(asked)
     sums = {member.llm.name: member for member in members}
     table = llm_table(
@@ -158,8 +158,8 @@ def _spent(member: Member) -> Spent:
     return Spent(seconds=seconds, gpu_seconds=seconds * member.llm.num_gpus)
 
 
-def _asked(context: Context, reasons: Mapping[str, str]) -> pl.DataFrame:
-    """One record a request, with the final reason."""
+def asked_with(context: Context, reasons: Mapping[str, str]) -> pl.DataFrame:
+    """One record a request of the writers, with the reason that it has now or is given."""
     frame = read_frame(context, "asked", ASKED)
     late = pl.DataFrame(
         {"request": list(reasons), "late": list(reasons.values())},

@@ -32,17 +32,18 @@ from datagen.synthesize.places import (
     document_places,
     query_places,
 )
-from datagen.synthesize.plan import SAMPLE, plan_table
+from datagen.synthesize.plan import SAMPLE, judge_plan, plan_table
 from datagen.synthesize.pool import BLOCK_REQUESTS, Member, Quota, ask_pool
 from datagen.synthesize.preflight import check_lengths
 from datagen.synthesize.replica import ASKED, TABLES, Reader
 from datagen.synthesize.round_trip import RoundTrip
 from datagen.synthesize.select import Rule
-from datagen.synthesize.selection import choose, public_pool, put_together
+from datagen.synthesize.selection import asked_with, choose, public_pool, put_together
 from datagen.synthesize.written_language import language_rule
 
 SELECTIONS = 3  # times that rows are selected, and what is missing asked for again
 SEEDS_PER_ROW = 8  # that are sought at once; then they are taken again, with other knobs
+JUDGE_TABLES = ("judged", "not_judged", "judge_asked")
 TASK_KINDS = ("scratch", "classification", "clustering")
 
 
@@ -180,8 +181,9 @@ class _Work:
 
     def _checks(self, context: Context) -> Checks:
         def ask_judge(member: JudgeMember) -> None:
-            kinds, tables = {JudgeKind.name: JudgeKind}, ("judged", "not_judged", "judge_asked")
-            ask(context, [member], kinds=kinds, schema=JUDGED, cache=self.cache, tables=tables)
+            kinds = {JudgeKind.name: JudgeKind}
+            cache, tables = self.cache, JUDGE_TABLES
+            ask(context, [member], kinds=kinds, schema=JUDGED, cache=cache, tables=tables)
 
         return Checks(
             context=context,
@@ -201,10 +203,18 @@ class _Work:
         self._ask(context, members)
         for member in members:
             context.collect(member.records[index] for index in sorted(member.records))
-        frame = read_frame(context, "asked", ASKED)
+        checks = self._checks(context)
+        checks.look(members, turn=0)
         rates = {m.llm.name: m.sums["output_tokens"] / (m.sums["seconds"] or 1) for m in members}
         context.facts["calls"] = {m.llm.name: dict(sorted(m.sums.items())) for m in members}
-        context.facts["plan"] = plan_table(frame, llms=self.llms, rows=rows, rates=rates)
+        frame = asked_with(context, checks.faults)
+        table = plan_table(frame, llms=self.llms, rows=rows, rates=rates)
+        if self.judge:
+            graded = read_frame(context, JUDGE_TABLES[2], ASKED)
+            judge, rate = self.judge.of(self.llms), checks.judge_rate
+            table += judge_plan(table, frame, graded, judge=judge, rate=rate)
+        context.facts["plan"] = table
+        context.facts |= checks.facts(members)
 
     def _ask(self, context: Context, members: Sequence[Member]) -> None:
         rules = (language_rule(),)
