@@ -91,10 +91,14 @@ def test_replicas_that_found_no_room_are_let_go(tmp_path: Path, ray_session: Non
 def test_a_range_of_replicas_takes_the_room_that_nobody_waits_for(
     tmp_path: Path, ray_session: None
 ) -> None:
-    with EndpointServer(seconds=lambda words: 0.2) as server:
-        ranged = llm(server, replicas=(1, 3), max_concurrency=2)
-        manifest = run_echo(str(tmp_path), [ranged], rows=60, executor="ray")
-    assert manifest.ledger[0]["kept"] >= 60
+
+    def seconds(words: str) -> float:  # slow until a second replica asks, too
+        return 0.05 if server.in_flight > 2 else 1.0
+
+    with EndpointServer(seconds=seconds) as server:
+        ranged = llm(server, replicas=(1, 3), max_concurrency=2, num_cpus=0.1)
+        manifest = run_echo(str(tmp_path), [ranged], rows=30, executor="ray")
+    assert manifest.ledger[0]["kept"] >= 30
     assert 1 < manifest.stats["sums"]["One"]["replicas"] <= 3
 
 

@@ -345,7 +345,8 @@ class _RayPool:
 
     def _grow(self, member: Member, there: int) -> None:
         """A further replica where there is room that no LLM waits for."""
-        if there >= member.llm.replica_range[1] or self._starting():
+        full = there >= member.llm.replica_range[1] or member.deaths > DEATHS
+        if full or self._starting():
             return
         free, llm = self.ray.available_resources(), member.llm
         if free.get("CPU", 0) >= llm.num_cpus and free.get("GPU", 0) >= llm.num_gpus:
