@@ -58,14 +58,19 @@ class Checks:
         self._looked |= set(new)
         blocks = {index: shards for index, record in new.items() if (shards := _shards(record))}
         if self.round_trip and blocks:
-            self._rank(self.round_trip, [*blocks.values()], turn)
+            rows = sum(_count(record) for record in new.values())
+            self._rank(self.round_trip, [*blocks.values()], turn=turn, rows=rows)
         if self.judge and blocks:
             self._grade(self.judge, blocks)
 
-    def _rank(self, test: RoundTrip, blocks: Sequence[Sequence[str]], turn: int) -> None:
+    def _rank(
+        self, test: RoundTrip, blocks: Sequence[Sequence[str]], *, turn: int, rows: int
+    ) -> None:
         if self._sample is None:
             self._sample = sampled(self.context, test)
         ranks = ranked(self.context, test, blocks, sample=self._sample, turn=turn)
+        if len(ranks) != rows:
+            raise RuntimeError(f"{rows} rows were written, and {len(ranks)} were ranked")
         self._ranks |= ranks
         self.faults |= {request: ROUND_TRIP for request, rank in ranks.items() if rank > test.k}
 
