@@ -201,15 +201,19 @@ def _synthesize(commands: Any) -> None:
         commands,
         "synthesize",
         _run_synthesize,
-        about="Let LLMs write queries for documents.\n\nReads rows with text (title and language "
-        "if known). Writes rows.parquet (each record with its\nprovenance), rejected.parquet "
-        "(with the reason) and models.json (the table per LLM). What was\nanswered once is never "
-        "asked again: stop it, run it again, add a model, ask for more.",
+        about="Let LLMs write queries for documents, and pairs of other kinds.\n\nReads rows with "
+        "text (title and language if known). Writes rows.parquet (each record with its\n"
+        "provenance), rejected.parquet (with the reason) and models.json (the table per LLM).\n"
+        "What was answered once is never asked again: stop it, run it again, ask for more.",
         example="datagen synthesize --documents d.jsonl --models gemma3-270m --output queries\n"
+        "  datagen synthesize --models smollm2-135m-instruct --kinds classification=100 sts=50 "
+        "--output pairs\n"
         "  datagen synthesize --documents d.jsonl --models http://gpu:8000/v1#Qwen/Qwen3-8B "
         "--output queries --plan",
     )
-    parser.add_argument("--documents", nargs="+", required=True, metavar="IN", help=FILES)
+    parser.add_argument(
+        "--documents", nargs="+", default=(), metavar="IN", help=f"{FILES}; for retrieval"
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--models",
@@ -220,7 +224,15 @@ def _synthesize(commands: Any) -> None:
     which.add_argument(
         "--pool", metavar="FILE", help="LLMs with all their settings, as YAML; or `nemotron`"
     )
-    parser.add_argument("--per-model", type=int, metavar="N", help="queries to keep of each (100)")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--per-model", type=int, metavar="N", help="queries to keep of each (100)")
+    amount.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND=N",
+        help="rows to keep of all LLMs: retrieval, code_translation (of documents); scratch, "
+        "classification, clustering, sts, bitext, code",
+    )
     parser.add_argument(
         "--languages", nargs="+", default=(), metavar="L", help="of queries, beside the documents'"
     )
@@ -229,6 +241,18 @@ def _synthesize(commands: Any) -> None:
     )
     parser.add_argument(
         "--calls", type=int, choices=(1, 2), default=1, help="2: large LLMs choose who asks what"
+    )
+    parser.add_argument(
+        "--round-trip",
+        metavar="ENCODER",
+        help="a query must find its document in the first 20: a folder, or all-minilm-l6-v2",
+    )
+    parser.add_argument(
+        "--round-trip-languages", nargs="+", default=("eng",), metavar="L", help="it knows (eng)"
+    )
+    parser.add_argument("--judge", metavar="M", help="the LLM that grades what the others wrote")
+    parser.add_argument(
+        "--judge-share", type=float, default=1.0, metavar="P", help="of the rows that it sees (1)"
     )
     parser.add_argument("--plan", action="store_true", help="only say what it takes, by a sample")
     parser.add_argument(
@@ -243,9 +267,9 @@ def _run_synthesize(arguments: argparse.Namespace) -> int:
     from datagen.synthesize import synthesize_files
     from datagen.synthesize.llm import from_model
     from datagen.synthesize.pools import load_pool
+    from datagen.synthesize.wanted import wanted_of
 
     key = arguments.key_variable
-    options = {"per_llm": arguments.per_model} if arguments.per_model else {}
     return _done(
         synthesize_files(
             arguments.documents,
@@ -254,12 +278,9 @@ def _run_synthesize(arguments: argparse.Namespace) -> int:
             if arguments.pool
             else [from_model(model, key_variable=key) for model in arguments.models],
             cache=arguments.cache,
-            languages=arguments.languages,
-            cross_lingual=arguments.cross_lingual,
-            calls=arguments.calls,
+            wanted=wanted_of(arguments),
             only_plan=arguments.plan,
             executor="ray" if arguments.ray else "local",
-            **options,
         )
     )
 

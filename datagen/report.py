@@ -46,6 +46,7 @@ from datagen.plots import (
 )
 from datagen.report_tables import (
     agreement_tables,
+    check_tables,
     dropped_tables,
     evaluation_tasks,
     funnel_table,
@@ -168,7 +169,7 @@ def render_page(
             ],
             agreement=agreement_tables(facts),
             dropped=dropped_tables(facts),
-            llms=llm_tables(facts),
+            llms=[*llm_tables(facts), *check_tables(facts)],
             written=written_by(overview),
             matches=match_tables(facts),
             mining=mining_tables(facts),

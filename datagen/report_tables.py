@@ -3,7 +3,10 @@
 Functions give plain lists and dicts, largest first and sorted by name where equal, so that the
 same mix gives the same page. A step leaves what only it knows in its manifest as a *fact*:
 
-    llms             [{llm, kind, language, requested, valid, kept, reasons: {reason: n}, ...}]
+    llms             [{llm, kind, requested, valid, kept, reasons: {reason: n}, ...}]
+    llms_by_language the same for each language
+    round_trip       {rows, judged, found_first, found, round_trip}
+    judge            {llm, rows, judged, judged_low, relevance: {grade: n}, naturalness, calls}
     decontamination  {tasks: [name], matches: {task: {source: rows}}}
     mining           {sources: {source: {...}}}
     agreement        {source: {side: {declared: n, checked: n, language_agrees: share, ...}}}
@@ -20,11 +23,19 @@ import polars as pl
 
 from datagen.overview import Overview, language_table, quantile
 from datagen.store import Manifest
+from datagen.synthesize.llm_table import summed
 
-FACTS = ("llms", "decontamination", "mining", "agreement", "confusions", "samples", "overlap")
+FACTS = (
+    "llms", "llms_by_language", "round_trip", "judge", "decontamination", "mining", "agreement",
+    "confusions", "samples", "overlap",
+)  # fmt: skip
+LARGEST_GROUPS = 300  # of LLM, kind and language, that the page shows
 
 # Manifests sort their keys; a table reads better in the order in which things happened.
-_ORDER = ("llm", "source", "kind", "queries", "requested", "valid", "kept", "reasons")
+_ORDER = (
+    "llm", "source", "kind", "language", "queries", "requested", "valid", "kept", "reasons",
+    "prompt_tokens", "output_tokens", "tokens_per_second", "seconds", "gpu_seconds",
+)  # fmt: skip
 
 
 def words(name: str) -> str:
@@ -165,7 +176,36 @@ def record_table(title: str, value: Any, *, key: str) -> dict[str, Any]:
 
 def llm_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each LLM was asked and what of it was kept, for each step that asked any."""
-    return [record_table(step, value, key="llm") for step, value in facts["llms"].items() if value]
+    tables = []
+    for step, value in facts["llms"].items():
+        records = facts["llms_by_language"].get(step, [])
+        languages = summed(records, by=("llm", "language"))
+        largest = sorted(records, key=lambda record: -record["requested"])[:LARGEST_GROUPS]
+        some = f", the {LARGEST_GROUPS} largest" if len(records) > LARGEST_GROUPS else ""
+        for title, rows in (
+            (step, value),
+            (f"{step}, by language", languages),
+            (f"{step}, by kind and language{some}", largest),
+        ):
+            if rows:
+                tables.append(record_table(title, [*map(_with_rate, rows)], key="llm"))
+    return tables
+
+
+def _with_rate(record: Mapping[str, Any]) -> dict[str, Any]:
+    """With output tokens a second, where the time is known."""
+    seconds = record.get("seconds")
+    rate = record.get("output_tokens", 0) / seconds if seconds else None
+    return {**record, "tokens_per_second": rate and round(rate, 1)}
+
+
+def check_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the round trip and the judge said of written rows."""
+    return [
+        record_table(f"{step}, {name}", {step: record}, key="step")
+        for name in ("round_trip", "judge")
+        for step, record in facts[name].items()
+    ]
 
 
 def mining_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ from datagen.sources.gettext import GettextSource
 from datagen.sources.pycode import PycodeSource
 from datagen.stages import Stage
 from datagen.steps import Step, run_steps
-from datagen.synthesize import LLM, synthesize, write_tasks
+from datagen.synthesize import LLM, RoundTrip, synthesize, write_tasks
 from recipes.public_pairs import public_pairs, read_sources
 
 DISK_GIB = 2  # what a build of the demo may leave in --output; the least of any
@@ -97,6 +97,13 @@ def demo(*, cache: str, smoke: bool) -> list[Step]:
         llms=(smollm2, gemma3),
         cache=cache,
         rows={"retrieval": 8 if smoke else 220, "classification": 8 if smoke else 160},
+        # Of what the encoder knows, a query must find its document again.
+        round_trip=RoundTrip(
+            encoder=encoder,
+            languages=("eng", "python"),
+            documents=50 if smoke else 1000,
+            dtype="bfloat16",
+        ),
         block_requests=8 if smoke else 32,
     )
     synthetic = clean(synthetic, name="clean_synthetic")

@@ -67,6 +67,21 @@ FACTS = {
                 "seconds": 2.5,
             }
         ],
+        "llms_by_language": [
+            {
+                "llm": "tiny-llm",
+                "kind": "retrieval",
+                "language": "<img src=x onerror=alert(7)>\u202e",
+                "requested": 40,
+                "valid": 33,
+                "kept": 31,
+                "reasons": {"invalid_json": 7, "near_duplicate": 2},
+                "prompt_tokens": 9000,
+                "output_tokens": 412,
+                "seconds": 2.5,
+                "gpu_seconds": 0.0,
+            }
+        ],
     },
     "mine": {
         "mining": {

@@ -23,11 +23,19 @@ from datagen.overview import BINS, add_scores, count_mix, language_table, quanti
 from datagen.packaged import unpack
 from datagen.plots import score_plot
 from datagen.report import cut, render_mix, write_report
-from datagen.report_tables import agreement_tables, dropped_tables, overlap_tables
+from datagen.report_tables import (
+    agreement_tables,
+    check_tables,
+    dropped_tables,
+    gather_facts,
+    llm_tables,
+    overlap_tables,
+)
 from datagen.samples import sample_rows
 from datagen.schema import UserError
 from datagen.steps import run_steps
 from datagen.store import Folder, read_manifest, read_table
+from datagen.synthesize.llm_table import summed
 
 
 class Page(HTMLParser):
@@ -86,7 +94,9 @@ def test_the_headline_and_tables_show_them(page: str) -> None:
     assert "Documents 118" in text
     assert "Languages 4 natural, and 1 programming" in text
     assert "dedup: 106 pairs in, 85 kept, 14 dropped, 7 quarantined" in text
-    assert "tiny-llm retrieval 40 33 31 invalid json 7, near duplicate 2 412 2.50" in text
+    assert "tiny-llm retrieval 40 33 31 invalid json 7, near duplicate 2 412 164.80 2.50" in text
+    assert ", by language" in text and ", by kind and language" in text
+    assert "tiny-llm <img src=x onerror=alert(7)><U+202E> 40 33 31" in text
     assert "faq-test 3 1 2" in text and "news-test 0 · ·" in text
     assert "near duplicate 3" in text
 
@@ -312,4 +322,33 @@ def test_what_cleaning_dropped_and_detection_doubts_is_shown():
             "agrees, %": 75.0,
             "otherwise": {"ary_Arab as arb_Arab": 2},
         }
+    ]
+
+
+def test_what_each_llm_wrote_is_shown_by_kind_and_by_language():
+    groups = [("sts", "eng", 10, 4.0), ("sts", "deu", 6, 2.0), ("code", "eng", 4, 0.0)]
+    table = [
+        {
+            "llm": "tiny-llm", "kind": kind, "language": language, "requested": n, "valid": n,
+            "kept": n - 1, "prompt_tokens": 9 * n, "output_tokens": 20 * n, "seconds": seconds,
+            "gpu_seconds": 0.0, "reasons": {"near_duplicate": 1}, "distinct_2": 0.5,
+        }
+        for kind, language, n, seconds in groups
+    ]  # fmt: skip
+    by_kind = summed(table, by=("llm", "kind"))
+    facts = gather_facts([])
+    facts["llms"], facts["llms_by_language"] = {"synthesize": by_kind}, {"synthesize": table}
+    facts["round_trip"] = {"synthesize": {"rows": 20, "judged": 12, "found": 9, "round_trip": 3}}
+    whole, languages, groups_shown = llm_tables(facts)
+    assert [row["kind"] for row in whole["rows"]] == ["code", "sts"]
+    assert [row["tokens_per_second"] for row in whole["rows"]] == [None, 53.3]
+    assert [(row["language"], row["requested"]) for row in languages["rows"]] == [
+        ("deu", 6), ("eng", 14),
+    ]  # fmt: skip
+    assert languages["rows"][1]["reasons"] == {"near_duplicate": 2}
+    assert [row["requested"] for row in groups_shown["rows"]] == [10, 6, 4]
+    assert groups_shown["rows"][0]["distinct_2"] == 0.5
+    (checks,) = check_tables(facts)
+    assert checks["rows"] == [
+        {"step": "synthesize", "rows": 20, "judged": 12, "found": 9, "round_trip": 3}
     ]

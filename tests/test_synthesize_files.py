@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from endpoint_server import EndpointServer
+from test_synthesize_step import served
+from writing_server import reply
 
 from datagen.schema import UserError, document_id
 from datagen.synthesize import synthesize_files
 from datagen.synthesize.fits import check_fits
 from datagen.synthesize.llm import LLM, from_model
 from datagen.synthesize.pools import load_pool
+from datagen.synthesize.wanted import Wanted
 
 DOCUMENTS = (
     "The lighthouse keeper writes the weather into a book every evening at six, by the lamp.",
@@ -146,3 +150,66 @@ def test_an_llm_that_fits_nowhere_is_refused_before_an_engine_starts(
     check_fits([wide], cache="", executor="ray", nodes=[{**dead, "Alive": True}])
     check_fits([LLM(name="S", model="s", licence="MIT", endpoint="http://s/v1")], cache="",
                executor="ray")  # fmt: skip
+
+
+def test_kinds_that_start_from_nothing_need_no_documents(tmp_path: Path) -> None:
+    kinds = {"classification": 6, "sts": 4, "bitext": 3}
+    with EndpointServer(reply=reply) as server:
+        llm = served(server, "One", languages=("eng", "deu"))
+        done = synthesize_files(
+            [],
+            str(tmp_path),
+            llms=[llm],
+            cache="",
+            wanted=Wanted(kinds=kinds, languages=("eng", "deu")),
+        )
+    made = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    counted = {record["kind"]: record for record in done["models"]}
+    assert set(counted) == set(kinds)
+    for kind, record in counted.items():
+        rows = [row for row in made if row["source"] == f"synthetic_{kind}"]
+        assert len(rows) == record["kept"] == kinds[kind] - done["missing"]["One"].get(kind, 0)
+    assert made and {row["document_row"] for row in made} == {None}
+
+
+def test_documents_and_kinds_without_them_in_one_run(tmp_path: Path) -> None:
+    rows = [{"text": text, "mark": i} for i, text in enumerate(DOCUMENTS)]
+    given = write_jsonl(tmp_path / "given.jsonl", rows)
+    with EndpointServer(reply=reply) as server:
+        synthesize_files(
+            [given],
+            str(tmp_path / "out"),
+            llms=[served(server, "One")],
+            cache="",
+            wanted=Wanted(kinds={"retrieval": 6, "sts": 3}),
+        )
+    made = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
+    about = [row for row in made if row["source"] == "synthetic_retrieval"]
+    assert len(about) == 6  # of four documents: they are taken again, with other knobs
+    assert all(row["text"] == DOCUMENTS[row["document_row"]] for row in about)
+    assert all(row["mark"] == row["document_row"] for row in made)
+    assert {row["mark"] for row in made if row not in about} == {None}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"kinds": {"poetry": 3}}, "poetry=3"),
+        ({"kinds": {"sts": 0}}, "sts=0"),
+        ({"kinds": {"translation": 5}}, "translation=5"),
+        ({"kinds": {"bitext": 5}}, "bitext in eng"),
+        ({"kinds": {"retrieval": 5}}, "no --documents"),
+        ({}, "no --documents"),
+    ],
+)
+def test_kinds_that_cannot_be_written(tmp_path: Path, wanted: dict, found: str) -> None:
+    with pytest.raises(UserError) as error:
+        synthesize_files(
+            [],
+            str(tmp_path / "out"),
+            llms=[from_model("gemma3-270m")],
+            cache=str(tmp_path / "c"),
+            wanted=Wanted(**wanted),
+        )
+    assert found in error.value.found and error.value.exit_status == 2
+    assert not (tmp_path / "c").exists() and not (tmp_path / "out").exists()

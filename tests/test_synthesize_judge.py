@@ -5,22 +5,18 @@ import json
 import pytest
 from written_rows import row, table
 
-from datagen.schema import PAIR
+from datagen.schema import UserError
 from datagen.store import Folder, encode_shard
 from datagen.synthesize.call import Response
-from datagen.synthesize.judge import (
-    JudgeKind,
-    grade_problem,
-    judge_requests,
-    judge_schema,
-    judged_rule,
-)
+from datagen.synthesize.judge import Judge, is_low, judge_block
+from datagen.synthesize.kinds import check_prompts
+from datagen.synthesize.kinds.judge import JUDGED, JudgeKind, judge_schema
 from datagen.synthesize.llm import LLM
 from datagen.synthesize.parse import parse
-from datagen.synthesize.prompts import check_prompt, load_prompt
-from datagen.synthesize.select import select
+from datagen.synthesize.prompts import load_prompt
 
 JUDGE = LLM(name="judge-8b", model="/models/judge", licence="Apache-2.0", languages=("eng", "deu"))
+WRITER = LLM(name="writer-1b", model="/models/writer", licence="Apache-2.0")
 
 
 def grades(relevance: int, naturalness: int, verdict: str = "keep") -> dict:
@@ -28,23 +24,22 @@ def grades(relevance: int, naturalness: int, verdict: str = "keep") -> dict:
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"),
+    ("value", "low"),
     [
-        (grades(5, 5), None),
-        (grades(3, 3), None),
-        (grades(2, 5), "judged_low"),
-        (grades(5, 2), "judged_low"),
-        (grades(5, 5, "drop"), "judged_low"),
+        (grades(5, 5), False),
+        (grades(3, 3), False),
+        (grades(2, 5), True),
+        (grades(5, 2), True),
+        (grades(5, 5, "drop"), True),
     ],
 )
-def test_low_grades(value, reason):
-    assert grade_problem(value) == reason
+def test_low_grades(value, low):
+    assert is_low(value) == low
 
 
 def test_the_examples_are_answers_by_the_schema():
-    prompt = load_prompt("judge")
-    check_prompt(prompt, JudgeKind.prompts["judge"].fields, JudgeKind.prompts["judge"].answer)
-    for example in prompt.examples:
+    assert [prompt.name for prompt in check_prompts(["judge"])] == ["judge"]
+    for example in load_prompt("judge").examples:
         response = Response(text=json.dumps(example["output"]), finished=True)
         assert parse(response, judge_schema()) == (example["output"], None)
 
@@ -64,38 +59,63 @@ def folder(tmp_path) -> Folder:
         row("judge-8b/retrieval/0", "its own row"),
     ]
     place = Folder(str(tmp_path))
-    place.write_bytes("pairs-00000.arrow", encode_shard(table(rows)))
+    place.write_bytes("written-00000.arrow", encode_shard(table(rows)))
     return place
 
 
+def block(folder: Folder, *, faults: dict | None = None, share: float = 1.0):
+    return judge_block(
+        JUDGE,
+        Judge(llm=JUDGE.name, share=share),
+        folder,
+        ["written-00000.arrow"],
+        faults=faults or {},
+        index=3,
+        seed=0,
+        block_requests=8,
+        prompts={},
+    )
+
+
 def test_rows_of_others_in_known_languages_are_asked_about(folder):
-    found = judge_requests(JUDGE, folder, ["pairs-00000.arrow"], count=10, seed=0)
-    assert [one["request"] for one in found] == ["judge-8b/judge/0", "judge-8b/judge/1"]
-    assert {one["written"] for one in found} == {"writer-1b/retrieval/0", "writer-1b/retrieval/1"}
-    assert judge_requests(JUDGE, folder, ["pairs-00000.arrow"], count=1, seed=0) == found[:1]
+    found = block(folder)
+    assert found["place"] == "judge-8b/judge/writer-1b/retrieval/000000"
+    assert [one["request"] for one in found["requests"]] == [
+        "judge-8b/judge/writer-1b/retrieval/0",
+        "judge-8b/judge/writer-1b/retrieval/1",
+    ]
 
 
-def test_a_row_comes_back_unchanged_or_with_a_reason(folder):
-    asked = judge_requests(JUDGE, folder, ["pairs-00000.arrow"], count=10, seed=0)
-    kind = JudgeKind(JUDGE, {"kind": "judge", "requests": asked, "folder": folder.uri})
-    for drawn in asked:
+def test_rows_with_a_fault_and_those_beyond_the_share_are_not(folder):
+    (one,) = block(folder, faults={"writer-1b/retrieval/0": "round_trip"})["requests"]
+    assert one["written"] == "writer-1b/retrieval/1"
+    assert block(folder, share=1e-9) is None
+
+
+def test_a_row_becomes_a_call_and_its_answer_grades(folder):
+    asked = block(folder)
+    kind = JudgeKind(JUDGE, asked)
+    for drawn in asked["requests"]:
         call = kind.call(drawn, [])
         assert call is not None
         text = call.prompt.text(call.values, call.turn)
-        pair = kind.row(drawn, [grades(5, 5)])
+        pair = kind.pairs[drawn["written"]]
         assert f"Query: {pair['query']}\n" in text
         assert (pair["title"] or "") + "\n" * bool(pair["title"]) + pair["text"] in text
         assert {"eng": "English", "deu": "German"}[drawn["language"]] in text
         assert kind.call(drawn, [grades(5, 5)]) is None
-        assert kind.problem(drawn, [grades(5, 5)]) is None
-        assert kind.problem(drawn, [grades(1, 5)]) == "judged_low"
-        assert set(pair) == set(PAIR.names)
-        assert pair["provenance"]["row"] == drawn["written"]
+        found = kind.row(drawn, [grades(1, 5)])
+        assert set(found) == set(JUDGED.names)
+        assert (found["written"], found["relevance"]) == (drawn["written"], 1)
 
 
-def test_grades_as_a_rule_on_rows():
-    pairs = table([row(f"a/retrieval/{i}", "x") for i in range(3)])
-    rule = judged_rule({"a/retrieval/0": grades(1, 1), "a/retrieval/1": grades(4, 4)})
-    found = select(pairs, [rule])
-    assert found.reasons.to_pylist() == ["judged_low", None, None]
-    assert found.not_judged == {"judged_low": 1}
+@pytest.mark.parametrize(
+    "judge",
+    [Judge(llm="gone"), Judge(llm="judge-8b", share=0), Judge(llm="judge-8b", lowest=6)],
+)
+def test_a_judge_that_cannot_judge(judge):
+    with pytest.raises(UserError, match="judge-8b"):
+        judge.of([JUDGE, WRITER])
+    assert Judge(llm="judge-8b").of([JUDGE, WRITER]) is JUDGE
+    with pytest.raises(UserError):
+        Judge(llm="judge-8b").of([JUDGE])  # nobody is left to write

@@ -72,7 +72,8 @@ def ask(kind: str, drawn: dict[str, Any], *answers: dict[str, Any], block: Any =
         call = asker.call(drawn, values)
         assert call is not None and call.prompt.messages(call.values, call.turn)
         assert "None" not in call.prompt.messages(call.values, call.turn)[-1]["content"]
-        value, problem = parse(Response(text=json.dumps(text), finished=True), call.schema)
+        response = Response(text=json.dumps(text), finished=True)
+        value, problem = parse(response, call.schema, cut=call.cut)
         if problem:
             return problem
         values.append(value)
@@ -125,7 +126,7 @@ class TestRetrieval:
             "llm_licence": "MIT",
             "prompt": prompt_id("doc2query"),
             "seed_document": document_id("Rivers", NILE),
-            "sampling": LARGE.sampling(),
+            "sampling": None,
             "seed": 5,
         }
 
@@ -241,7 +242,7 @@ class TestScratch:
         ("change", "reason"),
         [
             ({"positive": OWLS, "hard_negative": OWLS.upper()}, "same_text"),
-            ({"positive": "Bees dance on combs."}, "shorter_than_asked"),
+            ({"positive": "Bees dance on combs."}, "too_short"),
             ({"query": "insects dance where a meadow lies and its length shows"}, None),
             ({"query": "the others where a meadow lies, and its length"}, "copies_document"),
             ({"positive": "Here is a document about bees. " + BEES}, "meta_text"),
@@ -334,7 +335,7 @@ class TestSts:
             ({"less_similar": "Serve a glass of white wine with the golden onion tart."},
              "copies_example"),
             ({"first": "As a language model I buy no trout at a market stall."}, "meta_text"),
-            ({"first": ""}, "invalid_json"),
+            ({"first": ""}, "too_short"),
         ],
     )  # fmt: skip
     def test_rules(self, change: dict[str, Any], reason: str) -> None:
@@ -421,16 +422,29 @@ class TestClustering:
             ({"items": ["Hold the hot iron here.", "Here, hold that iron."]}, "too_similar"),
             ({"items": ["The tap drips all night long.", "Hold the iron."]}, "copies_example"),
             ({"items": ["Hold the iron."]}, "invalid_json"),
-            ({"items": ["It is hot.", "iron ore"]}, "shorter_than_asked"),
+            ({"items": ["It is hot.", "iron ore"]}, "too_short"),
         ],
     )
     def test_rules(self, smith: dict[str, Any], reason: str) -> None:
-        assert self.ask(self.baker, self.smith | smith) == reason
+        baker = self.baker if reason == "no_negative" else self.baker | {"name": "the craft"}
+        assert self.ask(baker, self.smith | smith) == reason
+
+    def test_where_the_drawn_category_breaks_a_rule_the_next_is_taken(self) -> None:
+        row = self.ask(self.baker, self.smith | {"items": ["Hold the iron.", "Hold the iron!"]})
+        assert row["query"] == self.baker["items"][0]
+        assert [negative["text"] for negative in row["negatives"]] == ["Hold the iron."]
+
+    def test_a_text_that_runs_on_costs_its_category_only(self) -> None:
+        long = ("Sparks fly up to the roof beams and down again. " * 9)[:240]
+        row = self.ask(self.baker, self.smith | {"items": ["Hold the iron here.", long]})
+        assert row["query"] == self.baker["items"][0]
+        assert [negative["text"] for negative in row["negatives"]] == ["Hold the iron here."]
 
     def test_a_text_names_its_category_only_where_the_name_is_not_the_positive(self) -> None:
         smith = {"name": "smith", "items": ["The smith strikes hot iron.", "Hold the iron here."]}
         assert self.ask(self.baker, smith)["query"] == "The smith strikes hot iron."
-        assert self.ask(self.baker, smith, positive="name") == "label_in_text"
+        baker = self.baker | {"name": "the craft"}
+        assert self.ask(baker, smith, positive="name") == "label_in_text"
 
     def test_texts_of_other_categories_that_break_a_rule_are_no_negatives(self) -> None:
         baker = {"name": "baker", "items": ["dough, dough", self.baker["items"][1]]}

@@ -87,6 +87,16 @@ def test_blocks_of_any_size_give_the_same_answer(values, size):
     assert parts == Pool().add(texts(*values)).tolist()
 
 
+def test_a_copy_grows_on_its_own():
+    pool = Pool()
+    pool.add(pa.array(["one text that is here from the beginning on"]))
+    copy = pool.copy()
+    more = pa.array(["another text that comes to the copy alone, and later"])
+    assert copy.add(more).tolist() == [False] and copy.add(more).tolist() == [True]
+    assert pool.add(more).tolist() == [False]
+    assert copy.add(pa.array(["one text that is here from the beginning on"])).tolist() == [True]
+
+
 def test_real_texts_go_only_beside_one_that_stays(shared_data):
     column = pl.read_parquet(shared_data / "bitext" / "tldr.parquet")["text_b"].head(4000)
     array = pa.array(column.to_list(), pa.string())

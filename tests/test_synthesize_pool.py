@@ -88,6 +88,40 @@ def test_replicas_that_found_no_room_are_let_go(tmp_path: Path, ray_session: Non
             time.sleep(0.1)
 
 
+def test_a_range_of_replicas_takes_the_room_that_nobody_waits_for(
+    tmp_path: Path, ray_session: None
+) -> None:
+
+    def seconds(words: str) -> float:  # slow until a second replica asks, too
+        return 0.05 if server.in_flight > 2 else 1.0
+
+    with EndpointServer(seconds=seconds) as server:
+        ranged = llm(server, replicas=(1, 3), max_concurrency=2, num_cpus=0.1)
+        manifest = run_echo(str(tmp_path), [ranged], rows=30, executor="ray")
+    assert manifest.ledger[0]["kept"] >= 30
+    assert 1 < manifest.stats["sums"]["One"]["replicas"] <= 3
+
+
+def test_a_range_of_replicas_does_not_take_the_room_of_an_llm_that_waits(
+    tmp_path: Path, ray_session: None
+) -> None:
+    """Two of the first fill the cluster; the other is there first."""
+    with EndpointServer(seconds=lambda words: 0.1) as first, EndpointServer() as second:
+        llms = [
+            llm(first, replicas=(1, 2), num_cpus=1, max_concurrency=2),
+            llm(second, "Two", num_cpus=1),
+        ]
+        manifest = run_echo(str(tmp_path), llms, rows=12, executor="ray")
+    assert manifest.stats["missing"] == {"One": {}, "Two": {}}
+    assert manifest.stats["sums"]["Two"]["replicas"] == 1
+
+
+@pytest.mark.parametrize("replicas", [0, (0, 2), (3, 2)])
+def test_replicas_that_cannot_be(replicas: Any) -> None:
+    with pytest.raises(UserError, match="replicas"):
+        LLM(name="One", model="m", licence="MIT", replicas=replicas)
+
+
 def test_what_was_answered_is_never_asked_again(tmp_path: Path) -> None:
     """Another output, another quota, the same responses: only what is new is asked for."""
     with EndpointServer() as server:

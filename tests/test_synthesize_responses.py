@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from echo_kind import PROMPT, SCHEMA
 
+from datagen.schema import UserError
 from datagen.store import Folder
 from datagen.synthesize.call import Call, Response
-from datagen.synthesize.llm import LLM
+from datagen.synthesize.llm import LLM, refuse_bad_pool
 from datagen.synthesize.responses import Responses, read_responses, response_key
 
 ONE = LLM(name="One", model="a/one", licence="MIT")
@@ -90,13 +92,14 @@ def test_a_key_follows_all_that_decides_a_response_and_nothing_else() -> None:
 
     same = [
         other(replicas=4), other(share=2.0), other(num_gpus=2), other(languages=("eng", "deu")),
-        other(gpu_hour_price=2.0), other(max_num_seqs=64),
+        other(gpu_hour_price=2.0), other(max_num_seqs=64), other(replicas=(1, 4)),
     ]  # fmt: skip
     assert {key(llm) for llm in same} == {key()}
     different = [
         key(other(model="a/two")), key(other(temperature=0.9)), key(other(seed=1)),
         key(other(dtype="float16")), key(other(engine=(("quantization", "fp8"),))),
         key(n=1), key(call=call("other words")), key(drawn={"request": "one/echo/1"}),
+        key(other(revision="abc")),
         key(call=Call(prompt=PROMPT, values={"text": "some words"}, schema={})),
     ]  # fmt: skip
     assert len({key(), *different}) == len(different) + 1
@@ -112,3 +115,12 @@ def test_a_folder_with_other_weights_is_another_llm(tmp_path: Path) -> None:
         marks.append(folder.config()["weights"])
     assert marks[0] == marks[1] != marks[2]
     assert LLM(name="H", model="org/hub", licence="MIT").config()["weights"] is None
+
+
+def test_a_hub_id_without_a_revision_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    refuse_bad_pool((LLM(name="One", model="org/hub", licence="MIT", revision="8f2c"),))
+    assert not caplog.records
+    refuse_bad_pool((LLM(name="One", model="org/hub", licence="MIT"),))
+    assert "pin `revision`" in caplog.text
+    with pytest.raises(UserError, match="revision 8f2c of gemma3-270m"):
+        refuse_bad_pool((LLM(name="One", model="gemma3-270m", licence="G", revision="8f2c"),))

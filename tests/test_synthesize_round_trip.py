@@ -6,9 +6,8 @@ from written_rows import row, table
 
 from datagen.encode import Encoder
 from datagen.packaged import resolve_model
-from datagen.schema import DOCUMENT
-from datagen.synthesize.round_trip import NOT_JUDGED, RoundTrip, positive_ranks, round_trip_rule
-from datagen.synthesize.select import select
+from datagen.schema import UserError, document_id
+from datagen.synthesize.round_trip import NOT_JUDGED, Ranker, RoundTrip, positive_ranks
 
 NILE = "The Nile rises in the highlands of East Africa and reaches the Mediterranean Sea in Egypt."
 BEES = "Honey bees dance on the comb; the angle of the dance tells the direction of a meadow."
@@ -48,12 +47,12 @@ def encoder(model_cache) -> Encoder:
     return Encoder(resolve_model("all-minilm-l6-v2", model_cache)[0])
 
 
-def documents(*texts: str):
-    names = {"doc_id": "", "source": "", "origin": "public", "task": "retrieval", "cluster": ""}
-    return DOCUMENT.empty_table().from_pylist([{**names, "text": t} for t in texts], DOCUMENT)
+def ranker(encoder: Encoder, *texts: str, languages: tuple[str, ...] = ("eng",)) -> Ranker:
+    ids = [document_id(None, text) for text in texts]
+    return Ranker(encoder, ids, encoder.encode(texts, stored="float16"), languages)
 
 
-def test_queries_that_miss_their_document_are_rejected(encoder):
+def test_a_query_that_misses_its_document_ranks_behind(encoder):
     pairs = table(
         [
             row("a/retrieval/0", "Into which sea does the Nile flow?", text=NILE),
@@ -62,15 +61,10 @@ def test_queries_that_miss_their_document_are_rejected(encoder):
             row("a/retrieval/3", "Why does bread rise?", title="Baking", text=BREAD),
         ]
     )
-    test = RoundTrip(encoder, documents(BEES, PIANO, NILE))
-    ranks = test.ranks(pairs).tolist()
+    ranks = ranker(encoder, BEES, PIANO, NILE).ranks(pairs).tolist()
     assert (ranks[0], ranks[2]) == (1, NOT_JUDGED)
     assert ranks[1] > 1
     assert ranks[3] <= 2  # the same text without the title is a document, too
-    found = select(pairs, [round_trip_rule(test, k=2)])
-    assert found.reasons.to_pylist() == [None, "round_trip" if ranks[1] > 2 else None, None, None]
-    assert found.not_judged == {"round_trip": 1}
-    assert select(pairs, [round_trip_rule(test, k=1)]).reasons[1].as_py() == "round_trip"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +78,7 @@ def test_queries_that_miss_their_document_are_rejected(encoder):
 )
 def test_other_languages_and_tasks_are_left_alone(encoder, more):
     pairs = table([row("a/retrieval/0", "Why does bread rise?", **{"text": NILE, **more})])
-    test = RoundTrip(encoder, documents())
+    test = ranker(encoder)
     assert test.ranks(pairs).tolist() == [NOT_JUDGED]
     assert test.ranks(pairs.slice(0, 0)).tolist() == []
 
@@ -93,5 +87,16 @@ def test_code_is_judged_where_the_encoder_knows_it(encoder):
     code = "def first_line(path):\n    return open(path).readline()"
     more = {"text": code, "document_language": "python"}
     pairs = table([row("a/retrieval/0", "read only the first line of a file", **more)])
-    test = RoundTrip(encoder, documents(NILE, BREAD), languages=("eng", "python"))
+    test = ranker(encoder, NILE, BREAD, languages=("eng", "python"))
     assert test.ranks(pairs).tolist() == [1]
+
+
+@pytest.mark.parametrize("more", [{"k": 0}, {"languages": ()}, {"languages": ("xqz",)}])
+def test_a_round_trip_that_cannot_be(more):
+    with pytest.raises(UserError):
+        RoundTrip(encoder="/models/minilm", **more)
+
+
+def test_an_encoder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="no model folder"):
+        RoundTrip(encoder=str(tmp_path / "gone")).config()

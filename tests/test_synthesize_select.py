@@ -131,6 +131,17 @@ def test_the_document_is_looked_at_where_the_llm_wrote_it():
     assert found.reasons.to_pylist() == [None, "other_language", "other_language"]
 
 
+def test_names_of_categories_are_labels_and_other_texts_of_clustering_are_not():
+    name = row("a/clustering/0", LONG["deu"], query_language="deu", text="public transport")
+    item = row("a/clustering/1", LONG["deu"], query_language="deu", text=LONG["eng"])
+    label = row(
+        "a/classification/0", LONG["deu"], query_language="deu", text="a very long label of six"
+    )
+    rows = table([{**one, "document_language": "deu"} for one in (name, item, label)])
+    assert written_texts(rows)["document"].to_pylist() == [None, LONG["eng"], None]
+    assert select(rows, [language_rule()]).reasons.to_pylist() == [None, "other_language", None]
+
+
 def test_real_texts_are_seldom_rejected(shared_data):
     import polars as pl
 

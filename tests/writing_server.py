@@ -20,9 +20,23 @@ def reply(body: Mapping[str, Any]) -> str:
     said = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
     draw = random.Random(hashlib.sha256(said.encode()).digest())
     schema = body["response_format"]["json_schema"]["schema"]
+    if {"task", "tasks"} & set(schema["properties"]):
+        return json.dumps(_tasks(schema, draw, topic=said.split("\n")))
     shown = said.split("Document:")[-1].split("\n")[0]
     document = [word for word in shown.split() if word.isalpha() and len(word) >= 6]
     return json.dumps(_value(schema, draw, document))
+
+
+def _tasks(schema: Mapping[str, Any], draw: random.Random, *, topic: list[str]) -> dict[str, Any]:
+    """A task about the topic, which a line of the prompt names, with labels if asked for."""
+    (about,) = [line.split(": ", 1)[1] for line in topic if line.startswith(("Texts: ", "Topic: "))]
+    properties = schema["properties"]
+    item = properties.get("task") or properties["tasks"]["items"]
+    first = item["pattern"].split(")")[0].removeprefix("^(").split("|")[0]
+    task = f"{first} {about} by the {draw.choice(WORDS)} and the {draw.choice(WORDS)} in it."
+    if "labels" not in properties:
+        return {"tasks": [task]}
+    return {"task": task, "labels": draw.sample(WORDS[10:], properties["labels"]["minItems"])}
 
 
 def _value(schema: Mapping[str, Any], draw: random.Random, document: list[str]) -> Any:

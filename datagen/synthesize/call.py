@@ -25,6 +25,7 @@ class Call:
     schema: Mapping[str, Any]
     turn: int = 0  # which of the prompt's examples it sees
     max_tokens: int | None = None  # None: the LLM's own
+    cut: bool = False  # the kind looks itself for texts that the schema has ended
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,8 @@ class Engine:
         self.llm = llm
         self.vllm = vllm.LLM(
             model=resolve_model(llm.model, cache)[0],
+            revision=llm.revision or None,
+            tokenizer_revision=llm.revision or None,
             seed=llm.seed,  # of the engine: a seed per request fails on CPU
             max_model_len=llm.max_model_len,
             max_num_seqs=llm.max_num_seqs,

@@ -1,4 +1,4 @@
-"""The command `datagen synthesize`: queries for the documents of plain files.
+"""The command `datagen synthesize`: pairs of all kinds, about the documents of plain files or not.
 
 Work is kept in DIR/work, step by step, so a run that was stopped resumes; the three files of the
 command are written at the end.
@@ -7,6 +7,7 @@ command are written at the end.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -24,12 +25,14 @@ from datagen.schema import (
 from datagen.sources.files import read_rows
 from datagen.steps import Context, LedgerRow, Step, run_steps
 from datagen.store import Folder, encode_shard, read_table, write_parquet
-from datagen.synthesize.draw import Knobs
 from datagen.synthesize.languages import check_languages
 from datagen.synthesize.llm import LLM
-from datagen.synthesize.step import plan_of, synthesize
+from datagen.synthesize.step import TASK_KINDS, plan_of, synthesize
+from datagen.synthesize.tasks import write_tasks
+from datagen.synthesize.wanted import ABOUT_DOCUMENTS, Wanted
 
-PER_LLM = 100
+TEXTS_PER_TASK = 8
+LEAST_TASKS = 4  # of each sort, by every LLM
 MINIMUM_CHARACTERS = 20
 _COLUMNS = (
     "query", "title", "text", "instruction", "task", "source", "origin", "licence",
@@ -46,49 +49,33 @@ def synthesize_files(
     *,
     llms: Sequence[LLM],
     cache: str,
-    per_llm: int = PER_LLM,
-    languages: Sequence[str] = (),
-    cross_lingual: float = 0.0,
-    calls: int = 1,
+    wanted: Wanted | None = None,
     only_plan: bool = False,
     executor: Literal["ray", "local"] = "local",
 ) -> dict[str, Any]:
     """Write rows.parquet, rejected.parquet and models.json; returns the table per LLM.
 
-    Every LLM writes `per_llm` queries that pass all rules, or one a document where there are fewer,
-    each about a document that is drawn for the LLM on its own: in the document's language, or with
-    the probability `cross_lingual` in another of `languages`. With `only_plan` nothing is written,
-    and the plan (plan.COLUMNS) returned: what the run will take, measured on some requests. In
-    rows.parquet `request` names the request, `document_row` is the document's position in the
-    input, and further columns of the input follow (as `input_<name>` where the name is taken).
+    Unless `wanted` says otherwise every LLM writes 100 queries that pass all rules, or one a
+    document where there are fewer, each about a document that is drawn for the LLM on its own: in
+    the document's language, or with the probability `cross_lingual` in another of `languages`.
+    Kinds that write for tasks have them written first. With `only_plan` no row is written, and the
+    plan (plan.COLUMNS) returned: what the run will take, measured on some requests. In rows.parquet
+    `request` names the request, `document_row` is the document's position in the input, null for a
+    pair that is about none, and further columns of the input follow (as `input_<name>` where the
+    name is taken).
     """
-    table, bad_lines = read_rows(documents)
-    rows, extra, rejected = _documents(table)
-    if not rows:
-        raise UserError(
-            found="no usable document in " + ", ".join(documents),
-            expected=f"rows with a text of {MINIMUM_CHARACTERS} characters or more",
-            do="see --help for what the command reads",
-        )
+    wanted = wanted or Wanted()
+    table, bad_lines, rows, extra, rejected = _given(documents, wanted)
     found = {row["language"] for row in rows if row["script"] != UNKNOWN_SCRIPT}
-    languages = check_languages(sorted({*languages, *(found or {"eng"})}))
+    languages = check_languages(sorted({*wanted.languages, *(found or {"eng"})}))
     listed = _documents_step(pa.Table.from_pylist(rows, schema=DOCUMENT))
-    asked = synthesize(
-        listed,
-        tasks=None,
-        # Of an LLM that was given without languages nothing is known: it is asked in all of them.
-        llms=[llm if len(llm.languages) > 1 else replace(llm, languages=languages) for llm in llms],
-        cache=cache,
-        rows={"retrieval": len(llms) * min(per_llm, len(rows))},
-        knobs=Knobs(languages=languages, cross_lingual=cross_lingual, calls=calls),
-        minimum_document_characters=MINIMUM_CHARACTERS,
-    )
-    work = f"{output.rstrip('/')}/work"
+    steps = [listed, *_steps(listed, len(rows), llms, languages, cache=cache, wanted=wanted)]
+    asked, work = steps[-1], f"{output.rstrip('/')}/work"
     if only_plan:
         planned = plan_of(asked)
-        stats = run_steps([listed, planned], work, executor=executor)[planned.name].stats
+        stats = run_steps([*steps[:-1], planned], work, executor=executor)[planned.name].stats
         return {"documents": len(rows), "plan": stats["plan"]}
-    manifest = run_steps([listed, asked], work, executor=executor)[asked.name]
+    manifest = run_steps(steps, work, executor=executor)[asked.name]
     done = Folder(work).folder(asked.place)
     pairs = read_table(done, "pairs").to_pylist() if manifest.table("pairs") else []
     gone = pa.Table.from_pylist([*bad_lines, *rejected], schema=QUARANTINE)
@@ -99,7 +86,73 @@ def synthesize_files(
     write_parquet(folder, "rows.parquet", _flat(pairs, table, extra))
     write_parquet(folder, "rejected.parquet", gone)
     folder.write_json("models.json", manifest.stats["llms"])
-    return {"documents": len(rows), "models": manifest.stats["llms"], "output": output}
+    told = ("missing", "round_trip", "judge")
+    stats = {name: manifest.stats[name] for name in told if name in manifest.stats}
+    return {"documents": len(rows), "models": manifest.stats["llms"], **stats, "output": output}
+
+
+def _given(
+    documents: Sequence[str], wanted: Wanted
+) -> tuple[pa.Table, Sequence[Any], list[dict[str, Any]], dict[str, int], list[dict[str, Any]]]:
+    """The input as it is, its bad lines, its usable documents, their positions, and the others."""
+    if not documents and not wanted.needs_documents:
+        return pa.table({"text": pa.array([], pa.string())}), [], [], {}, []
+    if not documents:
+        raise UserError(
+            found="no --documents",
+            expected="documents for " + " and ".join(ABOUT_DOCUMENTS),
+            do="give documents, or only --kinds that start from nothing",
+            exit_status=2,
+        )
+    table, bad_lines = read_rows(documents)
+    rows, extra, rejected = _documents(table)
+    if not rows:
+        raise UserError(
+            found="no usable document in " + ", ".join(documents),
+            expected=f"rows with a text of {MINIMUM_CHARACTERS} characters or more",
+            do="see --help for what the command reads",
+        )
+    return table, bad_lines, rows, extra, rejected
+
+
+def _steps(
+    listed: Step,
+    documents: int,
+    llms: Sequence[LLM],
+    languages: tuple[str, ...],
+    *,
+    cache: str,
+    wanted: Wanted,
+) -> list[Step]:
+    """The step that writes, and before it one for tasks where a kind needs them."""
+    # Of an LLM that was given without languages nothing is known: it is asked in all of them.
+    pool = [llm if len(llm.languages) > 1 else replace(llm, languages=languages) for llm in llms]
+    rows, knobs = wanted.rows(len(llms), documents), wanted.knobs(languages)
+    if "bitext" in rows and len(languages) < 2:
+        raise UserError(
+            found=f"bitext in {', '.join(languages)}",
+            expected="two languages or more",
+            do="name others with --languages",
+            exit_status=2,
+        )
+    texts = sum(count for kind, count in rows.items() if kind in TASK_KINDS)
+    tasks = None
+    if texts:
+        least = LEAST_TASKS * len(knobs.task_kinds)
+        lists = max(least, ceil(texts / TEXTS_PER_TASK / len(llms)))
+        tasks = write_tasks(*pool, cache=cache, lists_per_llm=lists, knobs=knobs)
+    asked = synthesize(
+        listed,
+        tasks=tasks,
+        llms=pool,
+        cache=cache,
+        rows=rows,
+        knobs=knobs,
+        minimum_document_characters=MINIMUM_CHARACTERS,
+        round_trip=wanted.round_trip,
+        judge=wanted.judge,
+    )
+    return [*([tasks] if tasks else []), asked]
 
 
 def _documents(
@@ -174,7 +227,7 @@ def _flat(
     pairs: Sequence[Mapping[str, Any]], table: pa.Table, places: Mapping[str, int]
 ) -> pa.Table:
     """The pairs with their provenance as columns, and the input's own columns beside them."""
-    rows = [places[pair["provenance"]["seed_document"]] for pair in pairs]
+    rows = pa.array([places.get(pair["provenance"]["seed_document"]) for pair in pairs], pa.int64())
     made: dict[str, pa.Array] = {
         name: pa.array([pair[name] for pair in pairs], pa.string()) for name in _COLUMNS
     }
@@ -182,7 +235,7 @@ def _flat(
     for name in _PROVENANCE:
         values = [pair["provenance"][name] for pair in pairs]
         made[name] = pa.array(values, pa.int64() if name == "seed" else pa.string())
-    made["document_row"] = pa.array(rows, pa.int64())
+    made["document_row"] = rows
     given = table.drop_columns([n for n in ("text", "title") if n in table.column_names])
     for name, column in zip(given.column_names, given.take(rows).columns, strict=True):
         made[f"input_{name}" if name in made else name] = column

@@ -1,123 +1,119 @@
-"""An LLM of the pool grades the rows of others: relevance, naturalness, and whether to keep them.
+"""An LLM of the pool grades the rows of the others, block by block of what they wrote.
 
-Judging is a kind of request like writing: a row is asked about once, by an LLM that did not write
-it, and the answer is one call. The rows that come back are those that the judge keeps, unchanged;
-grades can also be applied afterwards, by `judged_rule`. A judge of a few hundred million parameters
-repeats the grades of the examples it saw: use one of billions.
+A row is asked about once, and rows that the judge wrote itself, or in languages that it does not
+write, never. Grades are the table `judged`; its responses lie beside those of the writers, under
+keys of the same sort, so judging again pays for new rows only, and another threshold for none.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from datagen.codes import standard_language
+from datagen.schema import UserError
 from datagen.store import Folder, open_shard
-from datagen.synthesize.call import Call, Drawn, Value
-from datagen.synthesize.kinds.rows import Block, PromptUse, prompt_of, seed_rows, shown
-from datagen.synthesize.languages import language_name
+from datagen.synthesize.call import Value
+from datagen.synthesize.kinds.judge import GRADES, JudgeKind
 from datagen.synthesize.llm import LLM
-from datagen.synthesize.seeds import number
-from datagen.synthesize.select import Rule, Verdict
+from datagen.synthesize.pool import PER_KIND, Block, Member
+from datagen.synthesize.seeds import fraction, number
 from datagen.synthesize.written import written_by
 
 JUDGED_LOW = "judged_low"
-GRADES = ("relevance", "naturalness")
 LOWEST_GRADE = 3
-SHOWN_CHARACTERS = 1200  # of a document
-NO_INSTRUCTION = "Given a query, retrieve documents that answer it."
+EXAMPLES = 60  # turns, after which examples come in the same order again
 
 
-class JudgeKind:
-    """What an LLM thinks of a row; the block has `folder` of the rows."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Rows that LLM `llm` of the pool says to drop, or grades below `lowest`, are rejected; it sees
+    `share` of the rows, drawn by their requests. Give it no `share` of its own to only judge."""
 
-    name = "judge"
-    prompts: ClassVar[Mapping[str, PromptUse]] = {
-        "judge": PromptUse(
-            fields=("instruction", "query", "text", "language"), answer=(*GRADES, "verdict")
-        )
-    }
+    llm: str
+    share: float = 1.0
+    lowest: int = LOWEST_GRADE
 
-    def __init__(self, llm: LLM, block: Block):
-        self.llm, self.prompt = llm, prompt_of(block, "judge")
-        self.rows = seed_rows(block)
-
-    def call(self, drawn: Drawn, values: Sequence[Value]) -> Call | None:
-        if values:
-            return None
-        row = self.rows[drawn["request"]]
-        shown_values = {
-            "instruction": row["instruction"] or NO_INSTRUCTION,
-            "query": row["query"],
-            "text": shown(row, SHOWN_CHARACTERS),
-            "language": language_name(drawn["language"]),
-        }
-        schema, turn = judge_schema(), drawn["turn"]
-        return Call(prompt=self.prompt, values=shown_values, schema=schema, turn=turn)
-
-    def problem(self, drawn: Drawn, values: Sequence[Value]) -> str | None:
-        return grade_problem(values[0])
-
-    def row(self, drawn: Drawn, values: Sequence[Value]) -> dict[str, Any]:
-        return self.rows[drawn["request"]]
+    def of(self, llms: Sequence[LLM]) -> LLM:
+        """The judge; UserError when there is none of the name, or it cannot judge."""
+        found = [llm for llm in llms if llm.name == self.llm]
+        others = [llm for llm in llms if llm.name != self.llm and llm.share]
+        if not found or not others or not 0 < self.share <= 1 or not 1 <= self.lowest <= 5:
+            raise UserError(
+                found=f"{self} in a pool of " + ", ".join(llm.name for llm in llms),
+                expected="an LLM of the pool, which judges what the others write; a share above 0 "
+                "and up to 1; a lowest grade from 1 to 5",
+                do="name an LLM of the pool as the judge, and another one to write",
+                exit_status=2,
+            )
+        return found[0]
 
 
-def judge_schema() -> dict[str, Any]:
-    """JSON schema of the answer: two grades from 1 to 5, then `keep` or `drop`."""
-    grade = {"type": "integer", "enum": [1, 2, 3, 4, 5]}
-    verdict = {"type": "string", "enum": ["keep", "drop"]}
-    properties = {**dict.fromkeys(GRADES, grade), "verdict": verdict}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+class JudgeMember(Member):
+    """The judge in the pool: blocks that are given, each once, and no quota."""
+
+    def __init__(self, llm: LLM, blocks: Mapping[int, Block], *, block_requests: int):
+        super().__init__(llm, 0, [], block_requests=block_requests)
+        self.blocks = dict(blocks)
+
+    def next_round(self, committed: Mapping[int, Mapping[str, Any]]) -> bool:
+        given, self.blocks = self.blocks, {}
+        for index, block in given.items():
+            if index in committed:
+                self.settle(committed[index])
+            else:
+                self.todo.append((index, block))
+        return bool(self.todo)
+
+    def settle(self, record: Mapping[str, Any]) -> None:
+        self.records[record["index"]] = record
 
 
-def grade_problem(value: Value, *, lowest: int = LOWEST_GRADE) -> str | None:
-    """`judged_low` for an answer that says drop, or with a grade below `lowest`."""
-    low = value["verdict"] == "drop" or min(value[grade] for grade in GRADES) < lowest
-    return JUDGED_LOW if low else None
+def judge_block(
+    judge: LLM,
+    test: Judge,
+    folder: Folder,
+    shards: Sequence[str],
+    *,
+    faults: Mapping[str, str],
+    index: int,
+    seed: int,
+    block_requests: int,
+    prompts: Mapping[str, str],
+) -> Block | None:
+    """What to ask about block `index` of written rows; None when there is nothing.
 
-
-def judge_requests(
-    llm: LLM, folder: Folder, shards: Sequence[str], *, count: int, seed: int
-) -> list[dict[str, Any]]:
-    """Requests for at most `count` rows in the LLM's languages that others wrote, drawn by a hash
-    of their ids; `written` is the request that a row answered."""
-    places = sorted(
-        (number(f"{seed}/{llm.slug}/judge/{written}"), written, shard, row, language)
-        for shard in shards
-        for row, written, language in _of_others(llm, open_shard(folder, shard))
-    )
-    return [
+    Its place depends on what was written alone, so responses are found again whatever the pool.
+    """
+    asked: list[dict[str, Any]] = [
         {
-            "request": f"{llm.slug}/judge/{i}",
-            "turn": i,
+            "request": f"{judge.slug}/judge/{written}",
+            "turn": number(f"{seed}/judge/{written}") % EXAMPLES,
             "language": language,
             "written": written,
-            "shard": shard,
-            "row": row,
         }
-        for i, (_, written, shard, row, language) in enumerate(places[:count])
+        for shard in shards
+        for written, language in _of_others(judge, open_shard(folder, shard))
+        if written not in faults and fraction(f"{seed}/judged/{written}") < test.share
     ]
+    if not asked:
+        return None
+    writer = asked[0]["written"].rsplit("/", 1)[0]
+    place = f"{judge.slug}/judge/{writer}/{index % PER_KIND // block_requests:06d}"
+    files = {"folder": folder.uri, "shards": list(shards), "prompts": dict(prompts)}
+    return {"llm": judge.slug, "kind": JudgeKind.name, "place": place, "requests": asked, **files}
 
 
-def _of_others(llm: LLM, pairs: pa.Table) -> Iterator[tuple[int, str, str]]:
-    columns = written_by(pairs).select("request", "llm", "language").iter_rows()
-    for row, (request, writer, language) in enumerate(columns):
-        if writer != llm.name and language in llm.languages:
-            yield row, request, language
+def _of_others(judge: LLM, pairs: pa.Table) -> Iterator[tuple[str, str]]:
+    reads = {standard_language(language) for language in judge.languages}
+    for request, llm, language in (
+        written_by(pairs).select("request", "llm", "language").iter_rows()
+    ):
+        if llm != judge.name and standard_language(language) in reads:
+            yield request, language
 
 
-def judged_rule(grades: Mapping[str, Value], *, lowest: int = LOWEST_GRADE) -> Rule:
-    """Rows that were graded low, by the answer for the request (`written`) that they came from."""
-
-    def rule(pairs: pa.Table) -> Verdict:
-        answers = [grades.get(request) for request in written_by(pairs)["request"]]
-        low = [value is not None and bool(grade_problem(value, lowest=lowest)) for value in answers]
-        judged = [value is not None for value in answers]
-        return Verdict(JUDGED_LOW, np.array(low, bool), np.array(judged, bool))
-
-    return rule
+def is_low(grades: Value, *, lowest: int = LOWEST_GRADE) -> bool:
+    """Whether a judge says drop, or gives a grade below `lowest`."""
+    return grades["verdict"] == "drop" or min(grades[name] for name in GRADES) < lowest

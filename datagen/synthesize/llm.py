@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from typing import Any, Literal
 from datagen.packaged import PACKAGED, check_model
 from datagen.schema import UserError
 
+log = logging.getLogger("embedmix")
 # What decides neither a text nor which texts are asked for.
 _RESOURCES = (
     "replicas", "num_cpus", "num_gpus", "threads", "kv_cache_gib", "max_num_seqs",
@@ -33,6 +36,7 @@ class LLM:
     name: str
     model: str  # a folder, a packaged name, a Hub id, or the name that the endpoint serves
     licence: str
+    revision: str = ""  # of a Hub id: the commit; without it the same recipe may load other weights
     chat: bool = True  # False: a base model, prompted with running text
     answer_prefix: str = ""  # what the prompt ends with, e.g. to skip a channel of thoughts
     languages: tuple[str, ...] = ("eng",)  # ISO 639-3, that it writes
@@ -50,7 +54,9 @@ class LLM:
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     engine: tuple[tuple[str, Any], ...] = ()  # further arguments of vllm.LLM
-    replicas: int = 1  # at most; those that the cluster has no room for wait for it
+    # Those that the cluster has no room for wait for it; (1, 4): one, and up to three more while
+    # there is room that nobody waits for, which are let go when its queue is empty.
+    replicas: int | tuple[int, int] = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0  # of a replica
     threads: int = 1  # on CPU
@@ -65,7 +71,8 @@ class LLM:
     output_price: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.max_tokens >= self.max_model_len or self.replicas < 1 or self.share < 0:
+        fewest, most = self.replica_range
+        if self.max_tokens >= self.max_model_len or not 1 <= fewest <= most or self.share < 0:
             raise UserError(
                 found=f"LLM {self.name}: max_tokens {self.max_tokens}, max_model_len "
                 f"{self.max_model_len}, replicas {self.replicas}, share {self.share}",
@@ -79,14 +86,23 @@ class LLM:
         """The name as part of request ids and files."""
         return "".join(c if c.isalnum() else "-" for c in self.name.lower())
 
-    def sampling(self) -> str:
-        """What provenance records of the sampling, as JSON."""
-        keys = ("temperature", "top_p", "top_k", "presence_penalty", "max_tokens", "seed")
-        return json.dumps({key: getattr(self, key) for key in keys})
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The fewest and the most replicas."""
+        several = isinstance(self.replicas, int)
+        return (self.replicas, self.replicas) if several else self.replicas  # type: ignore[return-value]
+
+    def sampling(self, max_tokens: Sequence[int]) -> str:
+        """What provenance records of the sampling, as JSON; `max_tokens` are those of each call."""
+        keys = ("temperature", "top_p", "top_k", "presence_penalty")
+        drawn = {key: getattr(self, key) for key in keys}
+        return json.dumps({**drawn, "max_tokens": list(max_tokens), "seed": self.seed})
 
     def config(self) -> dict[str, Any]:
         """What decides its text and its part of the work, as JSON; resources are left out."""
         fields = {key: value for key, value in asdict(self).items() if key not in _RESOURCES}
+        if not self.revision:
+            del fields["revision"]
         return json.loads(json.dumps({**fields, "weights": _weights(self.model)}))
 
     def fingerprint(self) -> str:
@@ -134,6 +150,24 @@ def refuse_bad_pool(llms: tuple[LLM, ...]) -> None:
     for llm in llms:
         if not llm.endpoint:
             check_model(llm.model)
+            _check_revision(llm)
+
+
+def _check_revision(llm: LLM) -> None:
+    on_hub = llm.model not in PACKAGED and not Path(llm.model).is_dir()
+    if on_hub and not llm.revision:
+        log.warning(
+            "LLM %s: %s without a revision; its weights may change between runs: pin `revision`",
+            llm.name,
+            llm.model,
+        )
+    if llm.revision and not on_hub:
+        raise UserError(
+            found=f"LLM {llm.name}: revision {llm.revision} of {llm.model}, which is here",
+            expected="a revision for a Hub id only; files here are told apart by their content",
+            do="take the revision out",
+            exit_status=2,
+        )
 
 
 def from_model(model: str, *, key_variable: str = "") -> LLM:

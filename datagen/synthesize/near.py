@@ -56,6 +56,13 @@ class Pool:
     def __len__(self) -> int:
         return len(self._store)
 
+    def copy(self) -> "Pool":
+        """The same texts, growing on its own; runs never change, so both pools have them."""
+        other = Pool(similarity=self._similarity, bands=self._bands, backend=self._backend)
+        other._store = self._store.copy()
+        other._forms, other._runs = [*self._forms], [*self._runs]
+        return other
+
     @property
     def nbytes(self) -> int:
         """Memory beside the texts."""

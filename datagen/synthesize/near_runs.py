@@ -143,6 +143,13 @@ class Store:
     def __len__(self) -> int:
         return self._firsts[-1]
 
+    def copy(self) -> "Store":
+        """The same texts; further ones of either are not in the other."""
+        other = Store()
+        other._arrays, other._starts = [*self._arrays], [*self._starts]
+        other._places, other._firsts = [*self._places], [*self._firsts]
+        return other
+
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self._places)

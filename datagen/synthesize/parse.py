@@ -50,8 +50,13 @@ def _after_last(pattern: re.Pattern[str], text: str) -> str:
     return text[end:]
 
 
-def parse(response: Response, schema: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """The answer as a dict and None, or an empty dict and what is wrong."""
+def parse(
+    response: Response, schema: Mapping[str, Any], *, cut: bool = False
+) -> tuple[dict[str, Any], str | None]:
+    """The answer as a dict and None, or an empty dict and what is wrong.
+
+    With `cut` a string may be as long as its maxLength: the caller looks at that itself.
+    """
     if response.problem:
         return {}, response.problem
     if not response.finished:
@@ -66,12 +71,22 @@ def parse(response: Response, schema: Mapping[str, Any]) -> tuple[dict[str, Any]
         json.dumps(value, ensure_ascii=False).encode()  # `\\ud800` is valid JSON and no text
     except (ValueError, RecursionError):
         return {}, "invalid_json"
-    problem = schema_problem(value, schema)
+    problem = schema_problem(value, _roomier(schema) if cut else schema)
     return ({}, problem) if problem or not isinstance(value, dict) else (value, None)
 
 
+def _roomier(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with room for one character more in every string."""
+    wider: dict[str, Any] = {
+        k: _roomier(v) if isinstance(v, dict) else v for k, v in schema.items()
+    }
+    if "maxLength" in wider:
+        wider["maxLength"] += 1
+    return wider
+
+
 def schema_problem(value: Any, schema: Mapping[str, Any]) -> str | None:
-    """`invalid_json` or `truncated` when a value does not fit a JSON schema.
+    """`invalid_json`, `truncated` or `too_short` when a value does not fit a JSON schema.
 
     Of JSON schema this knows type, properties, required, enum, pattern, minLength, maxLength,
     items, minItems, maxItems, minimum and maximum, which is all that schemas here use; objects have
@@ -112,7 +127,7 @@ def _string_problem(value: str, schema: Mapping[str, Any]) -> str | None:
     if len(value) >= schema.get("maxLength", len(value) + 1):
         return "truncated"
     if len(value) < schema.get("minLength", 0):
-        return "invalid_json"
+        return "too_short"
     fits = re.search(schema["pattern"], value) if "pattern" in schema else True
     return None if fits else "invalid_json"
 

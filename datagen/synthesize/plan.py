@@ -2,8 +2,9 @@
 
 The sample goes to the same LLMs through the same replicas, and its responses are kept: the run that
 follows does not pay for them again. Requests follow from the share of the sample that was kept,
-tokens from its tokens, and time from the rate of one replica. A sample keeps an engine less busy
-than a run does, so time, GPU-hours and money of an LLM in our own actors are upper bounds.
+with what the checks of rows reject not kept, tokens from its tokens, and time from the rate of one
+replica. A sample keeps an engine less busy than a run does, so time, GPU-hours and money of an LLM
+in our own actors are upper bounds.
 """
 
 import math
@@ -47,6 +48,24 @@ def plan_table(
     return table
 
 
+def judge_plan(
+    table: Sequence[Mapping[str, Any]],
+    asked: pl.DataFrame,
+    graded: pl.DataFrame,
+    *,
+    judge: LLM,
+    rate: float,
+) -> list[dict[str, Any]]:
+    """What judging takes (`kind` is `judge`), given the plan of the writers, their sample and what
+    of it was graded; nothing where the plan does not say how many requests there will be."""
+    others = [r for r in table if r["kind"] != "all" and r["llm"] != judge.name]
+    known = [record["requests"] for record in others if record["requests"] is not None]
+    if len(known) < len(others) or not len(graded):
+        return []
+    rows = round(sum(known) * len(graded) / len(asked.filter(pl.col("llm") != judge.name)))
+    return [_record(judge, "judge", rows, graded, rate)]
+
+
 def _record(llm: LLM, kind: str, rows: int, sample: pl.DataFrame, rate: float) -> dict[str, Any]:
     kept = sample["reason"].null_count() / max(len(sample), 1)
     record: dict[str, Any] = dict.fromkeys(COLUMNS)
@@ -65,7 +84,7 @@ def _record(llm: LLM, kind: str, rows: int, sample: pl.DataFrame, rate: float) -
     money = hours * llm.num_gpus * llm.gpu_hour_price
     money += (prompt * llm.prompt_price + output * llm.output_price) / 1e6
     return record | {
-        "hours": round(hours / (1 if llm.endpoint else llm.replicas), 4),
+        "hours": round(hours / (1 if llm.endpoint else llm.replica_range[1]), 4),
         "gpu_hours": round(hours * llm.num_gpus, 4),
         "money": round(money, 2),
     }

@@ -3,7 +3,9 @@
 Every LLM has a quota of rows per kind, and asks in rounds until that many are kept: first for as
 many as it owes, then for what is missing at the yield that was measured. Its replicas are Ray
 actors, each fed with blocks so that its engine never drains; Ray keeps those that the cluster has
-no room for waiting until an LLM that is done has freed its own, so each LLM is loaded once. Blocks
+no room for waiting until an LLM that is done has freed its own, so each LLM is loaded once. An LLM
+with a range of replicas takes what room nobody waits for, and gives it back when its queue is
+empty. Blocks
 are read and committed by tasks in other processes. A replica that dies gives its blocks back, and
 what it had stored is not asked for again; an LLM whose replicas keep dying fails alone, and the
 others finish first.
@@ -197,7 +199,7 @@ async def _answer_here(
 ) -> None:
     """One LLM in this process."""
     asked = Replica(member.llm, **replica)
-    member.add({"loading_seconds": asked.loading_s})
+    member.add({"loading_seconds": asked.loading_s, "replicas": 1})
 
     async def one(index: int, block: Block) -> Mapping[str, Any]:
         member.add(await asked.answer(block))
@@ -250,7 +252,7 @@ class _RayPool:
     def run(self, members: Sequence[Member]) -> None:
         try:
             for member in members:
-                for _ in range(min(member.llm.replicas, len(member.todo))):
+                for _ in range(min(member.llm.replica_range[0], len(member.todo))):
                     self._start(member)
             while self.jobs:
                 (ref,), _ = self.ray.wait([*self.jobs], num_returns=1)
@@ -282,7 +284,7 @@ class _RayPool:
 
     def _started(self, job: _Job, result: Mapping[str, float]) -> None:
         self.actors[job.actor] = job.member
-        job.member.add({"loading_seconds": result["loading_seconds"]})
+        job.member.add({"loading_seconds": result["loading_seconds"], "replicas": 1})
 
     def _answered(self, job: _Job, result: Mapping[str, float]) -> None:
         job.member.add(result)
@@ -325,7 +327,7 @@ class _RayPool:
             self.progress.total += len(member.todo)
         mine = [actor for actor, owner in self.actors.items() if owner is member]
         for actor in mine:
-            flying = sum(job.actor is actor for job in self.jobs.values())
+            flying = self._flying(actor)
             while member.todo and flying < member.blocks_in_flight:
                 index, block = member.todo.popleft()
                 job = _Job(member=member, step="answer", actor=actor, index=index, block=block)
@@ -333,6 +335,35 @@ class _RayPool:
                 member.open, flying = member.open + 1, flying + 1
         if not member.todo and not member.open:
             self._let_go(member, mine)
+        elif member.todo:
+            self._grow(member, len(mine))
+        else:
+            self._shrink(member, mine)
+
+    def _flying(self, actor: Any) -> int:
+        return sum(job.actor is actor for job in self.jobs.values())
+
+    def _grow(self, member: Member, there: int) -> None:
+        """A further replica where there is room that no LLM waits for."""
+        full = there >= member.llm.replica_range[1] or member.deaths > DEATHS
+        if full or self._starting():
+            return
+        free, llm = self.ray.available_resources(), member.llm
+        if free.get("CPU", 0) >= llm.num_cpus and free.get("GPU", 0) >= llm.num_gpus:
+            self._start(member)
+
+    def _shrink(self, member: Member, actors: Sequence[Any]) -> None:
+        """Let replicas go that have nothing to do while others of the LLM finish."""
+        idle = [actor for actor in actors if not self._flying(actor)]
+        fewest = member.llm.replica_range[0]
+        for actor in idle[: max(0, len(actors) - fewest)]:
+            self.ray.kill(actor)
+            del self.actors[actor]
+        if len(actors) >= fewest:
+            self._let_go(member, [])
+
+    def _starting(self) -> bool:
+        return any(job.step == "start" for job in self.jobs.values())
 
     def _let_go(self, member: Member, actors: Sequence[Any]) -> None:
         """End the member's replicas, and those that have still been waiting for room."""

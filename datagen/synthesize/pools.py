@@ -135,6 +135,8 @@ def _llm(entry: dict[str, Any], place: str) -> LLM:
     made = dict(entry)
     if "languages" in made:
         made["languages"] = tuple(made["languages"])
+    if isinstance(made.get("replicas"), list):
+        made["replicas"] = tuple(made["replicas"])
     if "engine" in made:
         made["engine"] = tuple(sorted(dict(made["engine"]).items()))
     return LLM(**made)

@@ -25,6 +25,7 @@ from datagen.synthesize.responses import Responses, read_responses, response_key
 from datagen.synthesize.select import Rule, select
 
 Block = Mapping[str, Any]  # `kind`, `place` of its responses, `requests`, and what the kind needs
+TABLES = ("written", "rejected", "asked")
 ASKED = pa.schema(
     [
         pa.field("llm", pa.string(), nullable=False),
@@ -104,7 +105,7 @@ class Replica:
                 response = await self.engine.answer(call)
                 store.put(key, drawn, response)
                 sums["output_tokens"] += response.output_tokens
-            value, problem = parse(response, call.schema)
+            value, problem = parse(response, call.schema, cut=call.cut)
             if problem is not None:
                 return
             values.append(value)
@@ -124,8 +125,9 @@ class Reader:
         folder: str,
         schema: pa.Schema,
         rules: Sequence[Rule] = (),
+        tables: tuple[str, str, str] = TABLES,
     ):
-        self.rules = rules
+        self.rules, self.tables = rules, tables
         self.llms = {llm.slug: llm for llm in llms}
         self.kinds, self.folder, self.schema = kinds, folder, schema
 
@@ -148,14 +150,14 @@ class Reader:
         reasons = iter(selection.reasons.to_pylist())
         for record in asked:
             record["reason"] = record["reason"] or next(reasons)
+        gone = pa.Table.from_pylist(rejected, schema=QUARANTINE)
+        made_of_them = (
+            selection.kept,
+            pa.concat_tables([gone, selection.rejected]),
+            pa.Table.from_pylist(asked, schema=ASKED),
+        )
         return UnitResult(
-            tables={
-                "written": selection.kept,
-                "rejected": pa.concat_tables(
-                    [pa.Table.from_pylist(rejected, schema=QUARANTINE), selection.rejected]
-                ),
-                "asked": pa.Table.from_pylist(asked, schema=ASKED),
-            },
+            tables=dict(zip(self.tables, made_of_them, strict=True)),
             ledger=[_ledger(llm, kind, selection.kept.num_rows, [row["reason"] for row in asked])],
         )
 
@@ -203,22 +205,28 @@ def _read_rows(
     """(rows, None, responses), or ([], the rule that was broken, responses)."""
     values: list[Value] = []
     responses: list[Response] = []
+    budgets: list[int] = []
     while (call := kind.call(drawn, values)) is not None:
         response = known.get(response_key(llm, drawn, call, number=len(values)))
         if response is None:
             raise RuntimeError(f"no response to {drawn['request']}, call {len(values)}")
         responses.append(response)
-        value, problem = parse(response, call.schema)
+        budgets.append(call.max_tokens or llm.max_tokens)
+        value, problem = parse(response, call.schema, cut=call.cut)
         if problem is not None:
             return [], problem, responses
         values.append(value)
     if reason := kind.problem(drawn, values):
         return [], reason, responses
-    if isinstance(kind, MakesSeveral):
-        return kind.rows(drawn, values), None, responses
-    return [kind.row(drawn, values)], None, responses
+    made = kind.rows(drawn, values) if isinstance(kind, MakesSeveral) else [kind.row(drawn, values)]
+    for row in made:
+        row.get("provenance", row)["sampling"] = llm.sampling(budgets)
+    return made, None, responses
 
 
 def _says(row: Mapping[str, Any]) -> str:
-    """The text that no two rows of a block may share."""
-    return str(row.get("query", row.get("instruction"))).casefold()
+    """The text that no two rows of a block may share; of a grade what it is about."""
+    for name in ("query", "instruction", "written"):
+        if name in row:
+            return str(row[name]).casefold()
+    raise KeyError(f"nothing in a row of {', '.join(row)} tells it from others")

@@ -1,7 +1,8 @@
 """Which of the written rows stay, over all LLMs and kinds, and the tables that say so.
 
-Rows are taken in the order of LLM, kind and request: what comes first stays. A row must resemble no
-public text and no row before it (`near`), and fit the quota of its LLM and kind.
+Rows are taken in the order of LLM, kind and request: what comes first stays. A row must have no
+fault that a check found (`checks`), resemble no public text and no row before it (`near`), and fit
+the quota of its LLM and kind.
 """
 
 import dataclasses
@@ -16,17 +17,20 @@ from datagen.clusters import read_frame
 from datagen.schema import PAIR, QUARANTINE, rejected_row
 from datagen.steps import Context, LedgerRow
 from datagen.store import open_shard
+from datagen.synthesize.checks import reasons_of
 from datagen.synthesize.diversity import diversity, rounded
+from datagen.synthesize.judge import JUDGED_LOW
 from datagen.synthesize.llm_table import Spent, llm_table, summed
 from datagen.synthesize.near import NEAR_DUPLICATE, Pool, near_duplicate_rule
 from datagen.synthesize.pool import Member, quota_of
 from datagen.synthesize.replica import ASKED
+from datagen.synthesize.round_trip import ROUND_TRIP
 from datagen.synthesize.select import Rule
 from datagen.synthesize.written_language import OTHER_LANGUAGE
 
 OVER_QUOTA = "over_quota"
 BLOCKS_AT_ONCE = 128
-SELECTION = (OTHER_LANGUAGE, NEAR_DUPLICATE, OVER_QUOTA)
+SELECTION = (OTHER_LANGUAGE, ROUND_TRIP, JUDGED_LOW, NEAR_DUPLICATE, OVER_QUOTA)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,18 +42,25 @@ class Chosen:
     kept: dict[int, Counter[int]] = dataclasses.field(default_factory=dict)
 
 
-def choose(context: Context, members: Sequence[Member]) -> Chosen:
-    """Decide over all rows that have been written so far."""
+def public_pool(context: Context) -> Pool:
+    """The public texts, which are the same at every selection."""
     pool = Pool()
     for texts in _public_texts(context):
         pool.add(*texts)
-    near, chosen = near_duplicate_rule(pool), Chosen()
+    return pool
+
+
+def choose(
+    context: Context, members: Sequence[Member], *, public: Pool, faults: Mapping[str, str]
+) -> Chosen:
+    """Decide over all rows that have been written so far; `faults` are reasons by request."""
+    near, chosen = near_duplicate_rule(public.copy()), Chosen()
     for member in members:
         kept = chosen.kept.setdefault(member.number, Counter())
         for indices in _together(member):
             blocks = [_written(context, member.records[index]) for index in indices]
             room = member.quotas[quota_of(indices[0])].rows - kept[quota_of(indices[0])]
-            reasons = _reasons(pa.concat_tables(blocks), room, near)
+            reasons = _reasons(pa.concat_tables(blocks), room, near, faults)
             kept[quota_of(indices[0])] += reasons.count(None)
             for index, rows in zip(indices, blocks, strict=True):
                 chosen.reasons[index] = reasons[: rows.num_rows]
@@ -69,10 +80,14 @@ def _together(member: Member) -> Iterator[list[int]]:
         yield indices
 
 
-def _reasons(rows: pa.Table, room: int, near: Rule) -> list[str | None]:
-    if room <= 0 or not rows.num_rows:
-        return [OVER_QUOTA] * rows.num_rows
-    return _within([NEAR_DUPLICATE if broken else None for broken in near(rows).broken], room)
+def _reasons(rows: pa.Table, room: int, near: Rule, faults: Mapping[str, str]) -> list[str | None]:
+    reasons = reasons_of(rows, faults)
+    sound = [place for place, reason in enumerate(reasons) if reason is None]
+    if room > 0 and sound:
+        broken = near(rows.take(pa.array(sound))).broken
+        for place in [place for place, one in zip(sound, broken, strict=True) if one]:
+            reasons[place] = NEAR_DUPLICATE
+    return _within(reasons, room)
 
 
 def _within(reasons: Sequence[str | None], room: int) -> list[str | None]:
@@ -122,7 +137,7 @@ def put_together(
     context.write("pairs", pairs, PAIR, rows_per_shard=rows_per_shard)
     unselected = pa.Table.from_pylist(gone, schema=QUARANTINE)
     context.write("unselected", unselected, QUARANTINE, rows_per_shard=rows_per_shard)
-    asked = _asked(context, reasons)
+    asked = asked_with(context, reasons)
     context.ledger += _ledger(asked)
     sums = {member.llm.name: member for member in members}
     table = llm_table(
@@ -143,8 +158,8 @@ def _spent(member: Member) -> Spent:
     return Spent(seconds=seconds, gpu_seconds=seconds * member.llm.num_gpus)
 
 
-def _asked(context: Context, reasons: Mapping[str, str]) -> pl.DataFrame:
-    """One record a request, with the final reason."""
+def asked_with(context: Context, reasons: Mapping[str, str]) -> pl.DataFrame:
+    """One record a request of the writers, with the reason that it has now or is given."""
     frame = read_frame(context, "asked", ASKED)
     late = pl.DataFrame(
         {"request": list(reasons), "late": list(reasons.values())},

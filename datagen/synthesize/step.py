@@ -3,7 +3,8 @@
 Rows are quotas of rows that stay, shared out among the LLMs by their `share`. Every kind of request
 has rules of its own for its answers (`kinds`); rows that pass them are then taken in the order of
 LLM, kind and request, and must be in the language asked for, resemble no public text and no earlier
-row, and fit the quota. What that takes away is asked for again. Letting tasks and texts for them
+row, and fit the quota; on request an encoder must find the document again, and another LLM must
+like the row (`checks`). What that takes away is asked for again. Letting tasks and texts for them
 come from different LLMs is the cross-model generation of llama-embed-nemotron-8b (arXiv 2511.07025,
 section 4.3).
 """
@@ -20,23 +21,29 @@ from datagen.schema import PAIR, QUARANTINE, UserError
 from datagen.steps import Context, Step
 from datagen.store import read_manifest, read_table
 from datagen.synthesize.call import MakeKind
+from datagen.synthesize.checks import Checks
 from datagen.synthesize.draw import SEEDED, Knobs, given_tasks, requests
+from datagen.synthesize.judge import Judge, JudgeMember
 from datagen.synthesize.kinds import KINDS, check_prompts
+from datagen.synthesize.kinds.judge import JUDGED, JudgeKind
 from datagen.synthesize.llm import LLM, refuse_bad_pool
 from datagen.synthesize.places import (
     MINIMUM_DOCUMENT_CHARACTERS,
     document_places,
     query_places,
 )
-from datagen.synthesize.plan import SAMPLE, plan_table
+from datagen.synthesize.plan import SAMPLE, judge_plan, plan_table
 from datagen.synthesize.pool import BLOCK_REQUESTS, Member, Quota, ask_pool
-from datagen.synthesize.replica import ASKED, Reader
+from datagen.synthesize.preflight import check_lengths
+from datagen.synthesize.replica import ASKED, TABLES, Reader
+from datagen.synthesize.round_trip import RoundTrip
 from datagen.synthesize.select import Rule
-from datagen.synthesize.selection import choose, put_together
+from datagen.synthesize.selection import asked_with, choose, public_pool, put_together
 from datagen.synthesize.written_language import language_rule
 
 SELECTIONS = 3  # times that rows are selected, and what is missing asked for again
 SEEDS_PER_ROW = 8  # that are sought at once; then they are taken again, with other knobs
+JUDGE_TABLES = ("judged", "not_judged", "judge_asked")
 TASK_KINDS = ("scratch", "classification", "clustering")
 
 
@@ -49,6 +56,8 @@ def synthesize(
     rows: Mapping[str, int],
     knobs: Knobs | None = None,
     grounded: bool = True,
+    round_trip: RoundTrip | None = None,
+    judge: Judge | None = None,
     own_prompts: Mapping[str, str] | None = None,
     minimum_document_characters: int = MINIMUM_DOCUMENT_CHARACTERS,
     seed: int = 0,
@@ -62,11 +71,20 @@ def synthesize(
     document and sampling. With two LLMs or more, tasks of an LLM are only given to the others.
     `grounded` rejects queries that have no content word in common with their document: right for
     small LLMs, needless for large ones. `own_prompts` puts a file in the place of a prompt.
+    `round_trip` and `judge` look at rows when the rounds of all LLMs are over, since neither an
+    encoder nor a judge fits beside the writers: what they reject is asked for again at the next of
+    SELECTIONS selections, and what is missing after the last is counted as `missing`.
     """
     pool, knobs = tuple(llms), knobs or Knobs()
     refuse_bad_pool(pool)
     _refuse_bad_kinds(rows, tasks)
-    prompts = check_prompts(rows, own_prompts)
+    prompts = check_prompts([*rows, *([JudgeKind.name] if judge else [])], own_prompts)
+    checks: dict[str, Any] = {}
+    if round_trip:
+        checks["round_trip"] = round_trip.config()
+    if judge:
+        judge.of(pool)
+        checks["judge"] = dataclasses.asdict(judge)
     config = {
         "llms": [llm.config() for llm in pool],
         "rows": dict(sorted(rows.items())),
@@ -78,14 +96,20 @@ def synthesize(
         "block_requests": block_requests,
         "rows_per_shard": rows_per_shard,
         "prompts": [prompt.id for prompt in prompts],
+        **checks,
     }
     inputs = {"documents": documents} | ({"tasks": tasks} if tasks else {})
     work = _Work(
-        llms=pool, cache=os.path.abspath(cache), knobs=knobs, own_prompts=dict(own_prompts or {})
+        llms=pool,
+        cache=os.path.abspath(cache),
+        knobs=knobs,
+        own_prompts=dict(own_prompts or {}),
+        round_trip=round_trip,
+        judge=judge,
     )
     return Step(
         name=name,
-        version=2,
+        version=3,
         config=config,
         inputs=inputs,
         work=work,
@@ -140,15 +164,35 @@ class _Work:
     cache: str
     knobs: Knobs
     own_prompts: Mapping[str, str]
+    round_trip: RoundTrip | None = None
+    judge: Judge | None = None
 
     def __call__(self, context: Context) -> None:
-        members = self._members(context)
-        for _ in range(SELECTIONS):
+        members, checks = self._members(context), self._checks(context)
+        public = public_pool(context)
+        for turn in range(SELECTIONS):
             self._ask(context, members)
-            chosen = choose(context, members)
+            checks.look(members, turn=turn)
+            chosen = choose(context, members, public=public, faults=checks.faults)
             if not [member for member in members if member.lost(chosen.kept[member.number])]:
                 break
         put_together(context, members, chosen, rows_per_shard=context.config["rows_per_shard"])
+        context.facts |= checks.facts(members)
+
+    def _checks(self, context: Context) -> Checks:
+        def ask_judge(member: JudgeMember) -> None:
+            kinds = {JudgeKind.name: JudgeKind}
+            cache, tables = self.cache, JUDGE_TABLES
+            ask(context, [member], kinds=kinds, schema=JUDGED, cache=cache, tables=tables)
+
+        return Checks(
+            context=context,
+            round_trip=self.round_trip,
+            judge=self.judge,
+            llms=self.llms,
+            ask_judge=ask_judge,
+            prompts=self.own_prompts,
+        )
 
     def plan(self, context: Context, sample: int) -> None:
         """Ask `sample` requests of each LLM and kind, and say in `facts` what the whole takes."""
@@ -159,10 +203,18 @@ class _Work:
         self._ask(context, members)
         for member in members:
             context.collect(member.records[index] for index in sorted(member.records))
-        frame = read_frame(context, "asked", ASKED)
+        checks = self._checks(context)
+        checks.look(members, turn=0)
         rates = {m.llm.name: m.sums["output_tokens"] / (m.sums["seconds"] or 1) for m in members}
         context.facts["calls"] = {m.llm.name: dict(sorted(m.sums.items())) for m in members}
-        context.facts["plan"] = plan_table(frame, llms=self.llms, rows=rows, rates=rates)
+        frame = asked_with(context, checks.faults)
+        table = plan_table(frame, llms=self.llms, rows=rows, rates=rates)
+        if self.judge:
+            graded = read_frame(context, JUDGE_TABLES[2], ASKED)
+            judge, rate = self.judge.of(self.llms), checks.judge_rate
+            table += judge_plan(table, frame, graded, judge=judge, rate=rate)
+        context.facts["plan"] = table
+        context.facts |= checks.facts(members)
 
     def _ask(self, context: Context, members: Sequence[Member]) -> None:
         rules = (language_rule(),)
@@ -215,7 +267,7 @@ class _Work:
         documents = context.input_shards("documents", "documents")
         if kind in TASK_KINDS:
             tasks = _tasks(context)
-            alone = len(self.llms) == 1
+            alone = sum(llm.share > 0 for llm in self.llms) == 1
             return [given_tasks(llm, tasks, kind=kind, alone=alone) for llm in self.llms]
         if kind == "translation":
             queries = context.input_shards("documents", "queries")
@@ -241,17 +293,22 @@ def ask(
     schema: pa.Schema,
     cache: str,
     rules: Sequence[Rule] = (),
+    tables: tuple[str, str, str] = TABLES,
 ) -> None:
     """Let the members answer until their quotas are met; their rows, in `schema`, are committed as
-    tables `written`, `rejected` and `asked`."""
+    `tables`: rows, rejected rows, and one record a request."""
     responses = responses_of(context)
     llms = [member.llm for member in members]
-    reader = Reader(llms, kinds=kinds, folder=responses, schema=schema, rules=rules)
-    schemas = {"written": schema, "rejected": QUARANTINE, "asked": ASKED}
+    reader = Reader(llms, kinds=kinds, folder=responses, schema=schema, rules=rules, tables=tables)
+    schemas = dict(zip(tables, (schema, QUARANTINE, ASKED), strict=True))
+    phase = tables[0]
+    committed = context.committed(phase)
+    if not committed:
+        check_lengths(members, kinds=kinds, cache=cache)
     ask_pool(
         members,
-        context.committer(reader, schemas=schemas, phase="written"),
-        context.committed("written"),
+        context.committer(reader, schemas=schemas, phase=phase),
+        committed,
         replica={"cache": cache, "kinds": kinds, "folder": responses},
         executor=context.executor,
         name=context.name,

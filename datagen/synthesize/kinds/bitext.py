@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 from datagen.synthesize.call import Call, Drawn, Value
 from datagen.synthesize.kinds.rows import Block, PromptUse, one_line, pair, prompt_of, written
-from datagen.synthesize.kinds.schemas import answer, room, text, token_budget
-from datagen.synthesize.languages import language_name
+from datagen.synthesize.kinds.schemas import token_budget
+from datagen.synthesize.kinds.three import named, three_problem, three_texts
 from datagen.synthesize.llm import LLM
-from datagen.synthesize.rules import distinct_problem, folded, length_problem, text_problem
 
 INSTRUCTION = "Retrieve parallel sentences."
 _KEYS = ("sentence", "translation", "flawed_translation")
@@ -37,29 +36,16 @@ class BitextKind:
             return None
         return Call(
             prompt=self.prompt,
-            values={
-                **drawn,
-                "language": language_name(drawn["language"]),
-                "document_language": language_name(drawn["document_language"]),
-            },
-            schema=answer(**{key: text(room(drawn["unit"])) for key in _KEYS}),
+            values=named(drawn),
+            schema=three_texts(_KEYS, drawn),
             turn=drawn["turn"],
             max_tokens=token_budget(self.llm, *[drawn["unit"]] * 3, language=""),
         )
 
     def problem(self, drawn: Drawn, values: Sequence[Value]) -> str | None:
         texts = [values[0][key] for key in _KEYS]
-        examples = folded(self.prompt.answers())
-        for one in texts:
-            if problem := text_problem(one, maximum=room(drawn["unit"])):
-                return problem
-            if folded(one) in examples:
-                return "copies_example"
-        sentence, translation, _ = texts
-        for one in (sentence, translation):  # the flawed one may have lost its half
-            if problem := length_problem(one, drawn["unit"]):
-                return problem
-        return distinct_problem(*texts)
+        # The flawed one may have lost its half.
+        return three_problem(texts, drawn, self.prompt, measured=2)
 
     def row(self, drawn: Drawn, values: Sequence[Value]) -> dict[str, Any]:
         sentence, translation, flawed = (one_line(values[0][key]) for key in _KEYS)

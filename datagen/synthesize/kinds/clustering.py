@@ -1,8 +1,8 @@
 """Clustering: texts of several categories of one kind of text, two for each category.
 
-The query is a text of the category that was drawn; the positive is the other text of it, or its
-name; the negatives are what stands there for the other categories and keeps the rules. Names of
-categories are English.
+The query is a text of the category that was drawn, or of the next one that keeps the rules; the
+positive is the other text of it, or its name; the negatives are what stands there for the other
+categories and keeps the rules. Names of categories are English.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 
 from datagen.synthesize.call import Call, Drawn, Value
 from datagen.synthesize.kinds.rows import Block, PromptUse, one_line, pair, prompt_of, written
-from datagen.synthesize.kinds.schemas import answer, room, several, text, token_budget
+from datagen.synthesize.kinds.schemas import (
+    answer,
+    least,
+    room,
+    several,
+    text,
+    token_budget,
+    whole_budget,
+)
 from datagen.synthesize.languages import language_name
 from datagen.synthesize.llm import LLM
 from datagen.synthesize.rules import (
@@ -44,22 +52,37 @@ class ClusteringKind:
         if values:
             return None
         count = drawn["categories"]
-        category = answer(
-            name=text(NAME_CHARACTERS, minimum=2),
-            items=several(text(room(drawn["words"])), ITEMS, ITEMS),
-        )
-        asked = (["4 words"] + [drawn["words"]] * ITEMS) * count
+        words, language = drawn["words"], drawn["language"]
+        item = text(room(words), minimum=least(words, language=language))
+        category = answer(name=text(NAME_CHARACTERS, minimum=2), items=several(item, ITEMS, ITEMS))
+        asked = (["4 words"] + [words] * ITEMS) * count
+        budget = token_budget(self.llm, *asked, language=language)
+        if language == "eng":  # elsewhere a word has tokens enough
+            budget = whole_budget(self.llm, *([NAME_CHARACTERS] + [room(words)] * ITEMS) * count)
         return Call(
             prompt=self.prompt,
             values={**drawn, "language": language_name(drawn["language"])},
             schema=answer(categories=several(category, count, count)),
             turn=drawn["turn"],
-            max_tokens=token_budget(self.llm, *asked, language=drawn["language"]),
+            max_tokens=budget,
+            cut=True,  # a text that runs on costs its category only
         )
 
     def problem(self, drawn: Drawn, values: Sequence[Value]) -> str | None:
-        own = values[0]["categories"][drawn["category"]]
+        found = self._in_turn(drawn, values[0])
+        return None if None in found.values() else next(iter(found.values()))
+
+    def _in_turn(self, drawn: Drawn, value: Value) -> dict[int, str | None]:
+        """What is wrong with each category as the row's own, the one that was drawn first."""
+        count = len(value["categories"])
+        order = [(drawn["category"] + i) % count for i in range(count)]
+        return {number: self._category_problem(drawn, value, number) for number in order}
+
+    def _category_problem(self, drawn: Drawn, value: Value, number: int) -> str | None:
+        own = value["categories"][number]
         name = one_line(own["name"])
+        if len(own["name"]) >= NAME_CHARACTERS:
+            return "truncated"
         for item in own["items"]:
             if problem := self._item_problem(drawn, item, name):
                 return problem
@@ -67,10 +90,12 @@ class ClusteringKind:
             return "bad_labels"
         if problem := distinct_problem(*own["items"]) or similar_problem(*own["items"]):
             return problem
-        return None if self._negatives(drawn, values[0]) else "no_negative"
+        return None if self._negatives(drawn, value, own) else "no_negative"
 
     def row(self, drawn: Drawn, values: Sequence[Value]) -> dict[str, Any]:
-        own = values[0]["categories"][drawn["category"]]
+        sound = self._in_turn(drawn, values[0])
+        number = next(number for number, problem in sound.items() if problem is None)
+        own = values[0]["categories"][number]
         query, other = (one_line(item) for item in own["items"])
         if drawn["positive"] == "name":
             document = written(one_line(own["name"]), "eng")
@@ -84,10 +109,12 @@ class ClusteringKind:
             query=query,
             document=document,
             prompts=[self.prompt],
-            negatives=self._negatives(drawn, values[0]),
+            negatives=self._negatives(drawn, values[0], own),
         )
 
     def _item_problem(self, drawn: Drawn, item: str, name: str) -> str | None:
+        if len(item) >= room(drawn["words"]):
+            return "truncated"
         problem = text_problem(item, maximum=room(drawn["words"]))
         if problem := problem or length_problem(item, drawn["words"]):
             return problem
@@ -95,9 +122,8 @@ class ClusteringKind:
             return "label_in_text"
         return "copies_example" if folded(item) in folded(self.prompt.answers()) else None
 
-    def _negatives(self, drawn: Drawn, value: Value) -> list[str]:
+    def _negatives(self, drawn: Drawn, value: Value, own: Mapping[str, Any]) -> list[str]:
         """Of the other categories the names, or the texts, that keep the rules."""
-        own = value["categories"][drawn["category"]]
         others = [category for category in value["categories"] if category is not own]
         names = [one_line(category["name"]) for category in others]
         usable = other_labels(one_line(own["name"]), names)

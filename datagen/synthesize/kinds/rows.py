@@ -46,7 +46,7 @@ def provenance(
         "llm_licence": llm.licence,
         "prompt": "+".join(prompt.id for prompt in prompts),
         "seed_document": seed_document,
-        "sampling": llm.sampling(),
+        "sampling": None,  # the reader knows what was asked
         "seed": llm.seed,
     }
 

@@ -14,6 +14,8 @@ from datagen.synthesize.rules import LENGTH_FACTOR, MINIMUM_UNSPACED
 
 CHARACTERS_PER_WORD = 9  # with its blank; German and Tamil words are longer than English ones
 TOKENS_PER_WORD_ENGLISH, TOKENS_PER_WORD = 1.5, 4.0
+LEAST_ENGLISH, LEAST = 6, 3  # characters of a word, of which half as many as asked must be there
+CHARACTERS_PER_TOKEN = 3.5  # of English: fewer than it has, for the JSON around the texts
 
 Schema = dict[str, Any]
 
@@ -52,6 +54,20 @@ def most_words(asked: str) -> int:
 def room(asked: str) -> int:
     """Characters for a text of an asked length: as many as the rule on lengths may let pass."""
     return 60 + LENGTH_FACTOR * CHARACTERS_PER_WORD * most_words(asked)
+
+
+def least(asked: str, *, language: str) -> int:
+    """Characters that a text of an asked length has at least: small LLMs would stop before. Three
+    for a word are few enough for Chinese."""
+    words = min(int(found) for found in re.findall(r"\d+", asked)) // LENGTH_FACTOR
+    return max(MINIMUM_UNSPACED, words * (LEAST_ENGLISH if language == "eng" else LEAST))
+
+
+def whole_budget(llm: LLM, *characters: int) -> int:
+    """max_tokens for English texts as long as their schemas let them be: where one that runs on
+    costs itself only, and not the answer."""
+    tokens = 24 + 16 * len(characters) + round(sum(characters) / CHARACTERS_PER_TOKEN)
+    return max(llm.max_tokens, min(tokens, llm.max_model_len // 2))
 
 
 def token_budget(llm: LLM, *asked: str, language: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from datagen.synthesize.call import Call, Drawn, Value
 from datagen.synthesize.kinds.rows import Block, PromptUse, one_line, pair, prompt_of, written
-from datagen.synthesize.kinds.schemas import answer, room, text, token_budget
+from datagen.synthesize.kinds.schemas import answer, least, room, text, token_budget
 from datagen.synthesize.languages import language_name
 from datagen.synthesize.llm import LLM
 from datagen.synthesize.prompts import Prompt
@@ -57,7 +57,10 @@ class ScratchKind:
                 "document_language": language_name(drawn["document_language"]),
             },
             schema=answer(
-                **{name: text(room(words)) for name, words in zip(names, asked, strict=True)}
+                **{
+                    name: text(room(words), minimum=least(words, language=_language(drawn, name)))
+                    for name, words in zip(names, asked, strict=True)
+                }
             ),
             turn=drawn["turn"],
             max_tokens=token_budget(
@@ -100,6 +103,10 @@ class ScratchKind:
         if problem := rules(found, maximum=room(asked)) or length_problem(found, asked):
             return problem
         return "copies_example" if folded(found) in folded(self._prompt(drawn).answers()) else None
+
+
+def _language(drawn: Drawn, name: str) -> str:
+    return drawn["language" if name == "query" else "document_language"]
 
 
 def _words(drawn: Drawn, name: str) -> str:

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 from datagen.synthesize.call import Call, Drawn, Value
 from datagen.synthesize.kinds.rows import Block, PromptUse, one_line, pair, prompt_of, written
-from datagen.synthesize.kinds.schemas import answer, room, text, token_budget
-from datagen.synthesize.languages import language_name
+from datagen.synthesize.kinds.schemas import token_budget
+from datagen.synthesize.kinds.three import named, three_problem, three_texts
 from datagen.synthesize.llm import LLM
-from datagen.synthesize.rules import distinct_problem, folded, length_problem, text_problem
 
 INSTRUCTION = "Retrieve semantically similar text."
 _KEYS = ("first", "similar", "less_similar")
@@ -41,26 +40,15 @@ class StsKind:
         language = "eng" if languages == {"eng"} else ""
         return Call(
             prompt=self.prompt,
-            values={
-                **drawn,
-                "language": language_name(drawn["language"]),
-                "document_language": language_name(drawn["document_language"]),
-            },
-            schema=answer(**{key: text(room(drawn["unit"])) for key in _KEYS}),
+            values=named(drawn),
+            schema=three_texts(_KEYS, drawn),
             turn=drawn["turn"],
             max_tokens=token_budget(self.llm, *[drawn["unit"]] * 3, language=language),
         )
 
     def problem(self, drawn: Drawn, values: Sequence[Value]) -> str | None:
         texts = [values[0][key] for key in _KEYS]
-        examples = folded(self.prompt.answers())
-        for one in texts:
-            problem = text_problem(one, maximum=room(drawn["unit"]))
-            if problem := problem or length_problem(one, drawn["unit"]):
-                return problem
-            if folded(one) in examples:
-                return "copies_example"
-        return distinct_problem(*texts)
+        return three_problem(texts, drawn, self.prompt, measured=len(texts))
 
     def row(self, drawn: Drawn, values: Sequence[Value]) -> dict[str, Any]:
         first, similar, less = (one_line(values[0][key]) for key in _KEYS)
