@@ -325,6 +325,43 @@ def ratio_plot(histograms: Mapping[str, np.ndarray], *, width: float) -> Plot:
     )
 
 
+def rules_plot(step: str, sources: Mapping[str, Mapping[str, Any]], *, top: int) -> Plot:
+    """What share of a source's best candidates, `top` a query, each rule of mining took away.
+
+    A source has `queries`, `ceiling_share_of_top` and `caught`: rule -> candidates.
+    """
+    names = sorted(sources)
+    shares = {"ceiling": [sources[name]["ceiling_share_of_top"] for name in names]}
+    for rule in sorted({rule for source in sources.values() for rule in source["caught"]}):
+        shares[rule] = [
+            round(sources[n]["caught"].get(rule, 0) / max(1, sources[n]["queries"] * top), 5)
+            for n in names
+        ]
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": named(rule.replace("_", " ")),
+            "y": [named(name) for name in names],
+            "x": values,
+            "marker": {"color": ORDER[number % len(ORDER)]},
+            "hovertemplate": "%{y}: %{x:.2%} by %{fullData.name}<extra></extra>",
+        }
+        for number, (rule, values) in enumerate(shares.items())
+    ]
+    layout = _layout(
+        130 + _BAR * len(names),
+        barmode="stack",
+        xaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        yaxis={"autorange": "reversed"},
+    )
+    return Plot(
+        name=f"rules-{step}",
+        about=f"Share of the {top} best candidates of a query that each rule took away",
+        figure={"data": data, "layout": layout},
+    )
+
+
 def length_plot(histograms: Mapping[str, np.ndarray], *, edges: np.ndarray, unit: str) -> Plot:
     """Shares of texts by length; [bins] each, between `edges`."""
     middles = np.sqrt(edges[:-1] * edges[1:]).round(2).tolist()

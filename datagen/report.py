@@ -41,6 +41,7 @@ from datagen.plots import (
     length_plot,
     overlap_plot,
     ratio_plot,
+    rules_plot,
     score_plot,
     task_plot,
 )
@@ -173,6 +174,11 @@ def render_page(
             written=written_by(overview),
             matches=match_tables(facts),
             mining=mining_tables(facts),
+            rules=[
+                rules_plot(step, told["sources"], top=told["top"])
+                for step, told in facts["mining"].items()
+                if "top" in told
+            ],
             scores=[score_line(name, pair) for name, pair in scores_by(overview, 1).items()],
             licences=licence_table(overview),
             samples=samples,

@@ -121,7 +121,8 @@ def demo(*, cache: str, smoke: bool) -> list[Step]:
         ],
         seed=0,
     )
-    report = write_report(mix, steps=in_order(mix)[:-1])
+    base, _ = resolve_model("smollm2-135m-instruct", cache)  # what training starts from
+    report = write_report(mix, steps=in_order(mix)[:-1], tokenizer=base)
     card = write_card(mix, report, title="embedmix demo")
     return in_order(card)
 

@@ -90,6 +90,7 @@ FACTS = {
             "sources": {
                 "trivia": {
                     "queries": 14,
+                    "ceiling_share_of_top": 0.5,
                     "caught": {"near_duplicate": 3},
                     "positive_histogram": [0, 14],
                 }

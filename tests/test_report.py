@@ -21,7 +21,7 @@ from datagen.escape import visible
 from datagen.lengths import EDGES, text_lengths
 from datagen.overview import BINS, add_scores, count_mix, language_table, quantile
 from datagen.packaged import unpack
-from datagen.plots import score_plot
+from datagen.plots import rules_plot, score_plot
 from datagen.report import cut, render_mix, write_report
 from datagen.report_tables import (
     agreement_tables,
@@ -252,6 +252,13 @@ def test_lengths_are_counted_in_characters_or_in_tokens(output: Path, model_cach
     assert all(np.average(EDGES[1:], weights=c) < middle[name] for name, c in tokens.items())
     with pytest.raises(UserError, match="no tokenizer"):
         text_lengths(folder, manifest, stages, tokenizer=f"{output}/mix")
+
+
+def test_each_rule_of_mining_shows_what_it_took_away() -> None:
+    faq = {"queries": 5, "ceiling_share_of_top": 0.25, "caught": {"known_positive": 10}}
+    plot = rules_plot("mine", {"faq": faq}, top=20)
+    found = {trace["name"]: trace["x"] for trace in plot.figure["data"]}
+    assert found == {"ceiling": [0.25], "known positive": [0.1]}
 
 
 def test_overlap_is_a_share_of_each_source() -> None:
