@@ -58,9 +58,9 @@ found.to_parquet(output)
 OURS = """
 import sys
 from datagen.mine_files import mine_files
-model, queries, documents, output, negatives, dtype, cache = sys.argv[1:]
+model, queries, documents, output, negatives, dtype, cache, margin = sys.argv[1:]
 mine_files(queries, documents, output, encoder=model, negatives=int(negatives), dtype=dtype,
-    cache=cache)
+    cache=cache, margin=float(margin))
 """
 
 SEARCH = """
@@ -154,8 +154,8 @@ def against_peer(folder: Path, model: str, tables: Sequence[str], size: tuple[in
     slow, memory, _ = timed(peer)
     lines.append(f"| sentence-transformers, float32 | {slow:,.0f} | 1.0 | {memory:.2f} |")
     for dtype in ("float32", "bfloat16"):
-        for label in ("", ", again with another margin"):
-            more = [str(NEGATIVES), dtype, cache]
+        for label, margin in (("", "0.95"), (", again with another margin", "0.9")):
+            more = [str(NEGATIVES), dtype, cache, margin]
             ours = [sys.executable, "-c", OURS, model, *names, str(folder / f"ours-{dtype}"), *more]
             seconds, memory, _ = timed(ours)
             lines.append(
@@ -331,6 +331,7 @@ def main() -> None:
     parser.add_argument("tables", nargs="+", help="Parquet tables with query and positive")
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
     parser.add_argument("--small", action="store_true", help="a two-hundredth, in minutes")
+    parser.add_argument("--pairs", nargs=2, type=int, metavar=("Q", "D"), help="beside the peer")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cache", default=".cache/embedmix")
     parser.add_argument("--output", default="benchmarks/results/mining.md")
@@ -339,12 +340,13 @@ def main() -> None:
 
     model, _ = resolve_model(arguments.encoder, arguments.cache)
     small = " --small" if arguments.small else ""
+    pairs = " --pairs {} {}".format(*arguments.pairs) if arguments.pairs else ""
     names = ("torch", "sentence-transformers", "numpy", "pyarrow")
     text = [
         f"# Mining\n\n{datetime.date.today()}, {platform.processor() or platform.machine()}, "
         f"{psutil.cpu_count()} cores; "
         + ", ".join(f"{name} {version(name)}" for name in names)
-        + f". Made by `python benchmarks/mining.py TABLE...{small}`.\n"
+        + f". Made by `python benchmarks/mining.py TABLE...{small}{pairs}`.\n"
     ]
     with tempfile.TemporaryDirectory(prefix="mining-") as place:
         for part in arguments.parts:
@@ -354,7 +356,7 @@ def main() -> None:
 
 
 def _peer(folder: Path, model: str, arguments: argparse.Namespace) -> str:
-    size = (100, 300) if arguments.small else (20_000, 60_000)
+    size = arguments.pairs or ((100, 300) if arguments.small else (20_000, 60_000))
     return against_peer(folder, model, arguments.tables, size)
 
 

@@ -1,13 +1,15 @@
 """What each code point becomes under `fold`, as arrays that a compiled loop can look up.
 
-The tables are made from `fold`'s own expressions and from the Unicode data of Python, once per
-process (0.2 s), so they cannot disagree with the definition. A text with a code point that needs
-more than a lookup (jamo, compatibility forms that combine, superscripts, code points that this
-Python does not know) is flagged COMPLEX and takes the way through the expressions.
+`python -m datagen.fold_tables` makes the tables from `fold`'s own expressions and from the Unicode
+data of Python, and a test that they are still the same; making them in each process would take a
+quarter of a second. A text with a code point that needs more than a lookup (jamo, compatibility
+forms that combine, superscripts, code points that were unknown then) is flagged COMPLEX and takes
+the way through the expressions.
 """
 
 import functools
 import unicodedata
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from datagen.fold import CODE, INVISIBLE, PUNCTUATION, QUOTES, RAISED, UNSEGMENT
 
 SIZE = 0x20000  # code points above (rare ideographs) are COMPLEX
 SPACE, DROP, PUNCT, DIGIT, CODE_SIGN, LETTER, COMPLEX, DENSE = (1 << i for i in range(8))
+FILE = "fold_tables.npz"
 _BITS = 21  # of a code point; three fit into 64 bits
 
 
@@ -35,7 +38,13 @@ class Tables(NamedTuple):
 
 @functools.cache
 def tables() -> Tables:
-    """The tables, made once per process."""
+    """The tables, read once per process."""
+    with np.load(Path(__file__).with_name(FILE), allow_pickle=False) as arrays:
+        return Tables(**arrays)
+
+
+def make_tables() -> Tables:
+    """The tables, by the definitions."""
     points = np.array([c for c in range(SIZE) if not 0xD800 <= c < 0xE000])
     texts = [chr(c) for c in points]
     maybe, pairs = _compositions()
@@ -107,3 +116,7 @@ def _classes(points: np.ndarray, texts: list[str], maybe: np.ndarray) -> np.ndar
     classes[0x1100:0x1200] |= COMPLEX  # jamo compose by arithmetic
     classes[0] |= COMPLEX  # no code point is how `emitted` says that nothing follows
     return classes
+
+
+if __name__ == "__main__":
+    np.savez_compressed(Path(__file__).with_name(FILE), **make_tables()._asdict())
