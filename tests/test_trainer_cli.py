@@ -11,10 +11,11 @@ from tiny_encoder import tiny_export, write_task
 from tiny_mix import write_tiny_mix
 
 from trainer.cli import _parser, _stages, main
-from trainer.train import FINETUNE, PRETRAIN
+from trainer.papers import RECIPES
+from trainer.train import FINETUNE, PRETRAIN, TrainConfig
 
 PAIRS = {"text_a": ["the dog", "der Mond", "la lune"], "text_b": ["dog", "Mond", "lune"]}
-COMMANDS = ("train", "merge", "evaluate", "export", "compare")
+COMMANDS = ("train", "plan", "merge", "prune", "evaluate", "export", "compare")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,11 @@ def test_merge_evaluate_and_compare(
         ["sts", "graded"],
         ["bitext", "mean of 1 shared tasks"],
         ["sts", "mean of 1 shared tasks"],
+        ["all", "mean of 2 shared tasks"],
+        ["all", "mean of their types"],
+        ["all", "Borda count of 2 shared tasks"],
     ]
+    assert sum(float(cell) for cell in table[-1][2:]) == 2  # a point for each task
     assert table[2][2:] == table[4][2:]
 
 
@@ -130,6 +135,9 @@ def test_compare_counts_only_what_all_models_have(
         ["b", "70.00", "75.00", "10.00"],
         ["c", "90.00", "-", "-"],
         ["mean of 2 shared tasks", "60.00", "50.00", "n/a"],
+        ["mean of 1 shared tasks", "70.00", "75.00", "10.00"],
+        ["mean of their types", "70.00", "75.00", "10.00"],
+        ["Borda count of 1 shared tasks", "1", "2", "0"],
     ]
     (tmp_path / "broken.json").write_text("{}")
     assert main(["compare", str(tmp_path / "broken.json")]) == 2
@@ -178,7 +186,7 @@ def test_stages_are_the_published_ones_unless_told() -> None:
     required = ["train", "--mix", "m", "--base", "b", "--output", "o"]
 
     def stages(*options: str) -> tuple:
-        return _stages(_parser().parse_args([*required, *options]))
+        return _stages(_parser().parse_args([*required, *options]), RECIPES["nemotron"].stages)
 
     assert stages() == (PRETRAIN, FINETUNE)
     pretrain, finetune = stages("--learning-rate", "5e-4,1e-4", "--batch-size", "64")
@@ -192,3 +200,42 @@ def test_stages_are_the_published_ones_unless_told() -> None:
 def test_stages_that_do_not_fit(options: list[str], tmp_path: Path) -> None:
     required = ["train", "--mix", str(tmp_path), "--base", str(tmp_path), "--output", "o"]
     assert main([*required, *options]) == 2
+
+
+def test_a_plan_counts_steps_tokens_memory_and_hours(
+    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mix = write_tiny_mix(tmp_path / "mix")
+    command = ["plan", "--mix", mix, "--base", models[0]]
+    assert main([*command, "--batch-size", "8", "--epochs", "1,2", "--max-rows", "16"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    pretrain, finetune = found["stages"]
+    assert (pretrain["steps"], finetune["rows"]) == (2, 16)
+    assert finetune["tokens"] == pytest.approx(2 * 16 * finetune["tokens_a_row"], rel=0.01)
+    state = found["gib_of_a_gpu"]["state"]
+    assert state == round(16 * found["parameters"] / 2**30, 2)
+    assert main([*command, "--recipe", "f2llm-330M"]) == 0
+    small = json.loads(capsys.readouterr().out)
+    assert [stage["stage"] for stage in small["stages"]] == ["finetune"]
+    for wrong in (
+        ["--recipe", "x"],
+        ["--gpu", "C64"],
+        ["--recipe", "f2llm-80M", "--stages", "pretrain"],
+    ):
+        assert main([*command, *wrong]) == 2
+        assert "expected:" in capsys.readouterr().err
+
+
+def test_the_papers_recipes_are_those_of_their_tables() -> None:
+    nemotron, small = RECIPES["nemotron"], RECIPES["f2llm-80M"]
+    assert [(s.learning_rate, s.batch_size, s.negatives) for s in nemotron.stages.values()] == [
+        (1e-5, 2048, 1),
+        (2e-6, 128, 4),
+    ]
+    (stage,) = small.stages.values()
+    assert (stage.learning_rate, stage.epochs, stage.batch_size) == (4e-5, 4, 512)
+    assert small.options["smallest_rate"] * stage.learning_rate == pytest.approx(1e-7)
+    for recipe in RECIPES.values():  # each is a configuration that exists
+        TrainConfig(
+            mix="", base="", output="", stages=tuple(recipe.stages.values()), **recipe.options
+        )

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_encoder import tiny_export
 
 from datagen.schema import UserError
 from trainer.golden import check_golden
-from trainer.merge import _first_difference, merge
+from trainer.merge import METHODS, _first_difference, merge
+from trainer.merge_methods import slerp, spherical, task_arithmetic, ties
+from trainer.soup import greedy_soup
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +196,83 @@ json_values = st.recursive(
 @given(a=json_values, b=json_values)
 def test_a_difference_is_found_exactly_where_there_is_one(a: object, b: object) -> None:
     assert (_first_difference(a, b) is None) == (a == b)
+
+
+def test_slerp_keeps_the_length_that_a_mean_loses() -> None:
+    one, other = torch.tensor([2.0, 0.0]).double(), torch.tensor([0.0, 2.0]).double()
+    middle = slerp([one, other], [0.5, 0.5])
+    assert middle.tolist() == pytest.approx([2**0.5, 2**0.5])  # the mean is [1, 1]
+    third = slerp([one, other], [2 / 3, 1 / 3])
+    assert third.tolist() == pytest.approx([3**0.5, 1.0])  # 30 degrees on the way
+    assert slerp([one, one], [0.5, 0.5]).tolist() == [2.0, 0.0]
+
+
+def test_the_spherical_barycentre_is_in_the_middle_of_all() -> None:
+    corners = [row.clone() for row in torch.eye(3).double() * 2]
+    found = spherical(corners, [1 / 3] * 3)
+    assert found.tolist() == pytest.approx([2 / 3**0.5] * 3)
+    two = spherical(corners[:2], [0.75, 0.25])
+    assert two.tolist() == pytest.approx(slerp(corners[:2], [0.75, 0.25]).tolist())
+
+
+def test_task_arithmetic_adds_the_changes_to_the_base() -> None:
+    base = torch.tensor([1.0, 1.0]).double()
+    runs = [torch.tensor([3.0, 1.0]).double(), torch.tensor([1.0, 0.0]).double()]
+    assert task_arithmetic(base, scale=2.0)(runs, [0.5, 0.5]).tolist() == [3.0, 0.0]
+
+
+def test_ties_trims_elects_a_sign_and_averages_those_that_agree() -> None:
+    base = torch.zeros(4).double()
+    runs = [
+        torch.tensor([4.0, 1.0, 3.0, 0.1]).double(),  # of half: 4 and 3
+        torch.tensor([2.0, -5.0, -1.0, 0.1]).double(),  # 2 and -5
+    ]
+    merged = ties(base, scale=1.0, density=0.5)(runs, [0.5, 0.5])
+    assert merged.tolist() == [3.0, -5.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["spherical", "task-arithmetic", "ties", "slerp"])
+def test_each_method_writes_a_model_that_says_how(
+    models: list[str], tmp_path: Path, method: str
+) -> None:
+    based = method in ("task-arithmetic", "ties")
+    chosen = models[:2]
+    options = {"base": models[2], "scale": 0.5} if based else {}
+    recipe = merge(chosen, str(tmp_path / "merged"), method=method, **options)
+    assert check_golden(str(tmp_path / "merged")) < 1e-5
+    assert recipe["method"] == METHODS[method] and ("base" in recipe) == based
+    assert merge(chosen, str(tmp_path / "merged"), method=method, **options) == recipe
+    with pytest.raises(UserError, match="another merge"):
+        merge(chosen, str(tmp_path / "merged"))
+    found, plain = tensors(tmp_path / "merged"), [tensors(m) for m in chosen]
+    assert any(not np.allclose(t, (plain[0][n] + plain[1][n]) / 2) for n, t in found.items())
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "found"),
+    [
+        (2, {"method": "median"}, "method 'median'"),
+        (3, {"method": "slerp"}, "slerp of 3 models"),
+        (2, {"method": "ties"}, "ties without a base"),
+        (2, {"method": "mean", "base": "x"}, "mean with a base"),
+        (2, {"method": "ties", "base": "x", "density": 0.0}, "density 0.0"),
+    ],
+)
+def test_methods_that_do_not_fit_are_refused(models, tmp_path, count, options, found) -> None:
+    with pytest.raises(UserError, match=found) as refused:
+        merge(models[:count], str(tmp_path / "merged"), **options)
+    assert refused.value.exit_status == 2
+
+
+def test_the_greedy_soup_leaves_out_what_does_not_help(models: list[str], tmp_path: Path) -> None:
+    """The score is nearness to the mean of the first two runs."""
+    wanted = {n: (t + tensors(models[1])[n]) / 2 for n, t in tensors(models[0]).items()}
+
+    def score(model: str) -> float:
+        return -float(sum(((t - wanted[n]) ** 2).sum() for n, t in tensors(model).items()))
+
+    found = greedy_soup(models, str(tmp_path / "soup"), score=score)
+    assert sorted(m["path"] for m in found["models"]) == sorted(models[:2])
+    assert found["soup"]["score"] > max(found["soup"]["alone"].values())
+    assert [tried["kept"] for tried in found["soup"]["tried"]].count(True) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["soup"]

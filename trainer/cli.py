@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datagen import __version__
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"embedmix {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_train, _merge, _evaluate, _export, _compare):
+    for add in (_train, _plan, _merge, _prune, _evaluate, _export, _compare):
         add(commands)
     return parser
 
@@ -130,14 +130,51 @@ def _train(commands: Any) -> None:
         "model folder, best made by `trainer export`).\nWrites the model to DIR as a "
         "sentence-transformers folder with run.json (losses, digests) and\n"
         "metrics.jsonl (a line per step). A stopped run resumes with the same command.\n"
-        "Options with two values are for the two stages, PRETRAIN,FINETUNE.",
+        "Options with two values are for the two stages, PRETRAIN,FINETUNE. --recipe takes a "
+        "paper's: nemotron,\nor f2llm-80M, 160M, 330M, 0.6B, 1.7B, 4B, 8B, 14B; options go first.",
         example="trainer train --mix out/demo/mix --base out/demo/models/base --output out/run-1",
     )
+    _output(parser)
+    _training_options(parser)
+
+
+def _plan(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        _run_plan,
+        about="Say what a training run takes: steps, tokens, memory and GPU-hours.\n\nReads MIX "
+        "and BASE, with the options of `trainer train`; runs nothing. Prints JSON.",
+        example="trainer plan --mix MIX --base BASE --recipe f2llm-0.6B --gpus 8 --parallel fsdp",
+    )
+    parser.add_argument("--gpus", type=int, default=1, metavar="N")
+    parser.add_argument("--gpu", default="H100", help="H100, H200, A100, L40S, B200 (H100)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="that you expect (0.4)")
+    _training_options(parser)
+
+
+def _run_plan(arguments: argparse.Namespace) -> int:
+    from trainer.estimate import estimate
+    from trainer.progress import PEAK_FLOPS
+
+    if arguments.gpu not in PEAK_FLOPS or arguments.gpus < 1 or not 0 < arguments.mfu <= 1:
+        raise UserError(
+            found=f"--gpu {arguments.gpu} --gpus {arguments.gpus} --mfu {arguments.mfu}",
+            expected=f"one of {', '.join(PEAK_FLOPS)}, one GPU or more, an MFU in (0, 1]",
+            do="mend these options",
+            exit_status=2,
+        )
+    arguments.output = ""  # nothing is written
+    found = estimate(_config(arguments), gpus=arguments.gpus, gpu=arguments.gpu, use=arguments.mfu)
+    return _done(found)
+
+
+def _training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mix", required=True, metavar="MIX")
     parser.add_argument("--base", required=True, metavar="BASE")
-    _output(parser)
+    parser.add_argument("--recipe", default="nemotron", metavar="R", help="(nemotron)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--stages", default="pretrain,finetune", metavar="NAMES")
+    parser.add_argument("--stages", metavar="NAMES", help="(those of the recipe)")
     for name, (kind, about) in _STAGE_OPTIONS.items():
         parser.add_argument(_flag(name), type=_numbers(kind), metavar="N,N", help=about)
     parser.add_argument(
@@ -155,29 +192,42 @@ def _flag(name: str) -> str:
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
-    from trainer.train import TrainConfig, train
+    from trainer.train import train
 
+    record = train(_config(arguments))
+    return _done({"output": arguments.output, "stages": record["stages"]})
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    """The run that the options of training describe."""
+    from trainer.papers import RECIPES
+    from trainer.train import TrainConfig
+
+    if arguments.recipe not in RECIPES:
+        raise UserError(
+            found=f"--recipe {arguments.recipe}",
+            expected="one of " + ", ".join(RECIPES),
+            do="name one of these",
+            exit_status=2,
+        )
+    recipe = RECIPES[arguments.recipe]
     given = {name: getattr(arguments, name) for name in _RUN_OPTIONS}
-    config = TrainConfig(
+    told = {name: value for name, value in given.items() if value is not None}
+    return TrainConfig(
         mix=arguments.mix,
         base=arguments.base,
         output=arguments.output,
         seed=arguments.seed,
-        stages=_stages(arguments),
-        **{name: value for name, value in given.items() if value is not None},
+        stages=_stages(arguments, recipe.stages),
+        **(recipe.options | told),
     )
-    record = train(config)
-    return _done({"output": arguments.output, "stages": record["stages"]})
 
 
-def _stages(arguments: argparse.Namespace) -> tuple:
+def _stages(arguments: argparse.Namespace, published: Mapping[str, Any]) -> tuple:
     """The published stages with the options given; one value serves all stages."""
     from dataclasses import replace
 
-    from trainer.train import FINETUNE, PRETRAIN
-
-    published = {"pretrain": PRETRAIN, "finetune": FINETUNE}
-    chosen = arguments.stages.split(",")
+    chosen = arguments.stages.split(",") if arguments.stages else list(published)
     for name in _STAGE_OPTIONS:
         values = getattr(arguments, name)
         if values is not None and len(values) not in (1, len(chosen)):
@@ -192,13 +242,14 @@ def _stages(arguments: argparse.Namespace) -> tuple:
         if stage not in published:
             raise UserError(
                 found=f"stage {stage!r}",
-                expected="pretrain, finetune or both",
+                expected=f"{' or '.join(published)}, the stages of the recipe",
                 do="mend --stages",
                 exit_status=2,
             )
         given = {name: getattr(arguments, name) for name in _STAGE_OPTIONS}
         values = {k: v[number if len(v) > 1 else 0] for k, v in given.items() if v is not None}
-        stages.append(replace(published[stage], draw=arguments.draw, **values))
+        own = published[stage]
+        stages.append(replace(own, draw=own.draw or arguments.draw, **values))
     return tuple(stages)
 
 
@@ -207,20 +258,73 @@ def _merge(commands: Any) -> None:
         commands,
         "merge",
         _run_merge,
-        about="Average the weights of models of one architecture.\n\nReads sentence-transformers "
+        about="Merge the weights of models of one architecture.\n\nReads sentence-transformers "
         "folders with the same configuration and tokenizer.\nWrites one such folder, with "
-        "merge.json (models, weights, sha256) and new golden vectors.",
+        "merge.json (models, weights, sha256) and new golden vectors.\nMethods: mean, slerp (two "
+        "models), spherical (barycentre of any number), task-arithmetic and\nties (of the changes "
+        "to --base). --greedy TASKS adds models one by one while the mean scores better\nthere.",
         example="trainer merge run-1 run-2 --output merged --weights 2,1",
     )
     parser.add_argument("models", nargs="+", metavar="M")
     _output(parser)
     parser.add_argument("--weights", type=_numbers(float), metavar="W,W", help="(equal)")
+    parser.add_argument("--method", default="mean", metavar="M", help="(mean)")
+    parser.add_argument("--base", metavar="M", help="that the models were trained from")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the changes to --base (1)")
+    parser.add_argument("--density", type=float, default=0.2, help="kept by ties (0.2)")
+    parser.add_argument("--greedy", nargs="+", metavar="TASKS", help="folders of held-out tasks")
 
 
 def _run_merge(arguments: argparse.Namespace) -> int:
     from trainer.merge import merge
 
-    return _done(merge(arguments.models, arguments.output, weights=arguments.weights))
+    if arguments.greedy:
+        from trainer.soup import greedy_soup, score_on
+
+        score = score_on(arguments.greedy)
+        return _done(greedy_soup(arguments.models, arguments.output, score=score))
+    names = ("weights", "method", "base", "scale", "density")
+    options = {name: getattr(arguments, name) for name in names}
+    return _done(merge(arguments.models, arguments.output, **options))
+
+
+def _prune(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "prune",
+        _run_prune,
+        about="Cut a decoder to a smaller width and depth.\n\nReads a model folder and a mix, "
+        "whose texts tell which channels and neurons carry most.\nWrites the smaller model as a "
+        "sentence-transformers folder with prune.json; train it, best with\n--distill. Sizes of "
+        "F2LLM-v2 by name: 80M, 160M, 330M (of Qwen3-0.6B).",
+        example="trainer prune MODEL --mix out/demo/mix --size 330M --output small",
+    )
+    parser.add_argument("model", metavar="M")
+    _output(parser)
+    parser.add_argument("--mix", required=True, metavar="MIX")
+    parser.add_argument("--stage", default="finetune", help="of the mix (finetune)")
+    parser.add_argument("--rows", type=int, default=256, metavar="N", help="to calibrate on (256)")
+    parser.add_argument("--size", metavar="S", help="80M, 160M or 330M")
+    parser.add_argument("--hidden", type=int, metavar="N", help="channels (all)")
+    parser.add_argument("--mlp", type=int, metavar="N", help="neurons of each layer (all)")
+    parser.add_argument("--layers", type=int, metavar="N", help="the first ones (all)")
+
+
+def _run_prune(arguments: argparse.Namespace) -> int:
+    from trainer.prune import SIZES, calibration_texts, prune
+
+    if arguments.size is not None and arguments.size not in SIZES:
+        raise UserError(
+            found=f"--size {arguments.size}",
+            expected="one of " + ", ".join(SIZES),
+            do="name one of these, or give --hidden, --mlp and --layers",
+            exit_status=2,
+        )
+    told = vars(SIZES[arguments.size]) if arguments.size else {}
+    given = {name: getattr(arguments, name) for name in ("hidden", "mlp", "layers")}
+    size = told | {name: value for name, value in given.items() if value is not None}
+    texts = calibration_texts(arguments.mix, arguments.stage, rows=arguments.rows)
+    return _done(prune(arguments.model, arguments.output, texts=texts, **size))
 
 
 def _evaluate(commands: Any) -> None:

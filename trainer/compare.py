@@ -1,9 +1,17 @@
-"""Compare several results.json: one row per task and per mean of a type, one column per model."""
+"""Compare several results.json: one row per task and per mean of a type, one column per model.
+
+The last rows are what leaderboards rank by: the mean over tasks, the mean over types, and the Borda
+count (Colombo et al. 2022): on each task a model gets a point for every model it beats, half a
+point for every tie.
+"""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
 
 from datagen.schema import UserError
 
@@ -32,7 +40,26 @@ def compare(files: Sequence[str]) -> str:
     for kind in kinds:
         cells = [_cell(found, kind) for found in means]
         body.append([kind, f"mean of {counts[kind]} shared tasks", *cells])
-    return _markdown(["type", "task", *names], body)
+    return _markdown(["type", "task", *names], [*body, *_overall(scores, tasks, sorted(shared))])
+
+
+def _overall(
+    scores: Sequence[dict[str, float | None]], types: dict[str, str], shared: Sequence[str]
+) -> list[list[str]]:
+    """Means over tasks and types and Borda counts, over the tasks with a score of every model."""
+    defined = [task for task in shared if all(found[task] is not None for found in scores)]
+    if not defined:
+        return []
+    table = np.array([[found[task] for task in defined] for found in scores], dtype=float)
+    own = np.array([types[task] for task in defined])
+    kinds = np.mean([table[:, own == kind].mean(axis=1) for kind in np.unique(own)], axis=0)
+    borda = (rankdata(table, axis=0) - 1).sum(axis=1)  # ties share their places
+    count = f"of {len(defined)} shared tasks"
+    return [
+        ["all", f"mean {count}", *(f"{100 * mean:.2f}" for mean in table.mean(axis=1))],
+        ["all", "mean of their types", *(f"{100 * mean:.2f}" for mean in kinds)],
+        ["all", f"Borda count {count}", *(f"{points:g}" for points in borda)],
+    ]
 
 
 def _read(file: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Merge models of one architecture: the weighted mean of their weights.
+"""Merge models of one architecture: the weighted mean of their weights, or another method.
 
 Averaging the runs of one recipe that differ in seed or data costs no inference time and gains
 accuracy (model soups, arXiv 2203.05482); llama-embed-nemotron-8b averages six runs with equal
@@ -13,7 +13,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from trainer.golden import GOLDEN, write_golden
 log = logging.getLogger("embedmix")
 
 RECIPE = "merge.json"
+METHODS = {
+    "mean": "weighted mean",
+    "slerp": "slerp",
+    "spherical": "spherical barycentre",
+    "task-arithmetic": "task arithmetic",
+    "ties": "TIES",
+}
+FROM_BASE = ("task-arithmetic", "ties")  # they merge the differences from a base
 # JSON files that must agree, and their keys that say nothing about the function computed.
 _COMPARED: Mapping[str, frozenset[str]] = {
     "config.json": frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"}),
@@ -41,34 +50,49 @@ Key = tuple[str, str]  # folder inside the model, name of the tensor
 
 
 def merge(
-    models: Sequence[str], output: str, *, weights: Sequence[float] | None = None
+    models: Sequence[str],
+    output: str,
+    *,
+    weights: Sequence[float] | None = None,
+    method: str = "mean",
+    base: str | None = None,
+    scale: float = 1.0,
+    density: float = 0.2,
 ) -> dict[str, Any]:
-    """Write the weighted mean of model folders to `output`; returns the recipe, as in merge.json.
+    """Write the merge of model folders to `output`; returns the recipe, as in merge.json.
 
-    Weights default to equal ones and are scaled to sum to 1. The dtype is that of the inputs, or
-    the wider one where they differ. A folder that already holds this very merge is left as it is.
+    Weights default to equal ones and are scaled to sum to 1. `task-arithmetic` and `ties` merge
+    what training changed in `base`, times `scale`; `density` is the share of each change that ties
+    keeps. The dtype is that of the inputs, or the wider one where they differ. A folder that
+    already holds this very merge is left as it is.
     """
     shares = _shares(models, weights)
-    for model in models:
+    _check_method(method, models, base, scale=scale, density=density)
+    everything = [*models, *([base] if base else [])]
+    for model in everything:
         _require_model(model)
-    for model in models[1:]:
+    for model in everything[1:]:
         _require_same_files(Path(models[0]), Path(model))
-    tensors = [_tensor_files(Path(model)) for model in models]
-    for model, found in zip(models[1:], tensors[1:], strict=True):
+    tensors = [_tensor_files(Path(model)) for model in everything]
+    for model, found in zip(everything[1:], tensors[1:], strict=True):
         _require_same_tensors(tensors[0], found, names=(models[0], model))
-    recipe = {
-        "method": "weighted mean",
+    recipe: dict[str, Any] = {
+        "method": METHODS[method],
         "models": [
             {"path": model, "weight": share, "sha256": _digest(found)}
-            for model, share, found in zip(models, shares, tensors, strict=True)
+            for model, share, found in zip(models, shares, tensors, strict=False)
         ],
     }
+    if base:
+        recipe |= {"base": {"path": base, "sha256": _digest(tensors[-1])}, "scale": scale}
+        recipe |= {"density": density} if method == "ties" else {}
     if _is_done(Path(output), recipe):
         log.info("merge: up to date (%s)", output)
         return recipe
     with new_folder(output) as folder:
         _copy_settings(Path(models[0]), folder)
-        dtype = _write_mean(folder, Path(models[0]), tensors, shares)
+        combine = partial(_combine, method, scale=scale, density=density)
+        dtype = _write_merged(folder, Path(models[0]), tensors, shares, combine)
         edit_json(folder / "config.json", dtype=dtype)
         write_json(folder / RECIPE, recipe)
         with (folder / "README.md").open("a", encoding="utf-8") as card:
@@ -76,6 +100,40 @@ def merge(
         write_golden(str(folder))
     log.info("merge: %d models in %s", len(models), output)
     return recipe
+
+
+def _check_method(
+    method: str, models: Sequence[str], base: str | None, *, scale: float, density: float
+) -> None:
+    problem = None
+    if method not in METHODS:
+        problem = (f"method {method!r}", "one of " + ", ".join(METHODS))
+    elif method == "slerp" and len(models) != 2:
+        problem = (f"slerp of {len(models)} models", "two models; `spherical` takes any number")
+    elif (method in FROM_BASE) != (base is not None):
+        with_base = "with" if base else "without"
+        problem = (f"{method} {with_base} a base", f"--base for {' and '.join(FROM_BASE)} alone")
+    elif not (math.isfinite(scale) and 0 < density <= 1):
+        problem = (f"scale {scale}, density {density}", "a finite scale, a density in (0, 1]")
+    if problem:
+        raise UserError(
+            found=problem[0], expected=problem[1], do="mend the arguments", exit_status=2
+        )
+
+
+def _combine(
+    method: str, tensors: Sequence[Any], shares: Sequence[float], *, scale: float, density: float
+) -> Any:
+    """One tensor out of those of all models, the base's last where there is one."""
+    from trainer import merge_methods as methods
+
+    if method in FROM_BASE:
+        *tensors, base = tensors
+        if method == "ties":
+            return methods.ties(base, scale=scale, density=density)(tensors, shares)
+        return methods.task_arithmetic(base, scale=scale)(tensors, shares)
+    known = {"mean": methods.weighted_mean, "slerp": methods.slerp, "spherical": methods.spherical}
+    return known[method](tensors, shares)
 
 
 def _shares(models: Sequence[str], weights: Sequence[float] | None) -> list[float]:
@@ -187,14 +245,21 @@ def _is_done(output: Path, recipe: Mapping[str, Any]) -> bool:
     if not output.exists() or not any_entry(output):
         return False
     made = _read_json(output / RECIPE)
-    wanted = [(m["sha256"], m["weight"]) for m in recipe["models"]]
-    if made and [(m["sha256"], m["weight"]) for m in made["models"]] == wanted:
+    if made and _decisive(made) == _decisive(recipe):
         return True
     raise UserError(
         found=f"{output} holds " + ("another merge" if made else "something else"),
         expected="a new or empty folder, or the merge of the same models and weights",
         do="choose another --output, or delete that folder",
     )
+
+
+def _decisive(recipe: Mapping[str, Any]) -> Any:
+    """What decides the weights: everything but where the models lay."""
+    models = [(m["sha256"], m["weight"]) for m in recipe["models"]]
+    names = ("method", "scale", "density")
+    base = recipe.get("base", {}).get("sha256")
+    return models, base, [recipe.get(name) for name in names]
 
 
 def _copy_settings(model: Path, folder: Path) -> None:
@@ -205,31 +270,41 @@ def _copy_settings(model: Path, folder: Path) -> None:
     shutil.copytree(model, folder, ignore=skipped, dirs_exist_ok=True)
 
 
-def _write_mean(
-    folder: Path, model: Path, tensors: Sequence[Mapping[Key, Path]], shares: Sequence[float]
+def _write_merged(
+    folder: Path,
+    model: Path,
+    tensors: Sequence[Mapping[Key, Path]],
+    shares: Sequence[float],
+    combine: Callable[[Sequence[Any], Sequence[float]], Any],
 ) -> str:
-    """Write the mean of all tensors, in files cut like those of `model`; returns their dtype."""
+    """Write all merged tensors, in files cut like those of `model`; returns their dtype."""
     import torch
     from safetensors.torch import save_file
 
     kept: torch.dtype | None = None
     for file in sorted(set(tensors[0].values())):
         keys = [key for key, place in tensors[0].items() if place == file]
-        means = {key[1]: _mean(key, [found[key] for found in tensors], shares) for key in keys}
-        for dtype in (t.dtype for t in means.values() if t.is_floating_point()):
+        merged = {
+            key[1]: _merged(key, [found[key] for found in tensors], shares, combine) for key in keys
+        }
+        for dtype in (t.dtype for t in merged.values() if t.is_floating_point()):
             kept = dtype if kept is None else torch.promote_types(kept, dtype)
-        save_file(means, folder / file.relative_to(model), metadata={"format": "pt"})
+        save_file(merged, folder / file.relative_to(model), metadata={"format": "pt"})
     return str(kept).removeprefix("torch.")
 
 
-def _mean(key: Key, files: Sequence[Path], shares: Sequence[float]) -> Any:
-    """The weighted mean of one tensor; a tensor of integers must be equal in all models."""
+def _merged(
+    key: Key,
+    files: Sequence[Path],
+    shares: Sequence[float],
+    combine: Callable[[Sequence[Any], Sequence[float]], Any],
+) -> Any:
+    """One tensor merged in float64; a tensor of integers must be equal in all models."""
     import torch
 
-    first = _tensor(files[0], key)
-    total, dtype = torch.zeros(first.shape, dtype=torch.float64), first.dtype
-    for file, share in zip(files, shares, strict=True):
-        tensor = _tensor(file, key)
+    tensors = [_tensor(file, key) for file in files]
+    first, dtype = tensors[0], tensors[0].dtype
+    for file, tensor in zip(files, tensors, strict=True):
         whole = not tensor.is_floating_point()
         if tensor.shape != first.shape or (whole and not torch.equal(tensor, first)):
             raise UserError(
@@ -238,8 +313,9 @@ def _mean(key: Key, files: Sequence[Path], shares: Sequence[float]) -> Any:
                 do="merge only models of the same architecture",
             )
         dtype = torch.promote_types(dtype, tensor.dtype)
-        total.add_(tensor, alpha=share)
-    return total.to(dtype) if dtype.is_floating_point else first
+    if not dtype.is_floating_point:
+        return first
+    return combine([tensor.double() for tensor in tensors], shares).to(dtype).contiguous()
 
 
 def _tensor(file: Path, key: Key) -> Any:
@@ -251,4 +327,7 @@ def _tensor(file: Path, key: Key) -> Any:
 
 def _card_section(recipe: Mapping[str, Any]) -> str:
     lines = [f"- {Path(m['path']).name}, weight {m['weight']:.4g}" for m in recipe["models"]]
-    return "\n".join(["", "## Merge", "", "The weighted mean of the weights of:", "", *lines, ""])
+    of = f"By the method {recipe['method']}, the weights of:"
+    if "base" in recipe:
+        lines.append(f"- changes to {Path(recipe['base']['path']).name}, times {recipe['scale']:g}")
+    return "\n".join(["", "## Merge", "", of, "", *lines, ""])
