@@ -19,8 +19,7 @@ texts.
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -38,13 +37,12 @@ from trainer.rows import Rows
 log = logging.getLogger("embedmix")
 
 _ROW_COLUMNS = (
-    *("query_id", "task", "instruction", "query", "symmetric", "in_batch"),
+    *("query_id", "instruction", "query", "symmetric", "in_batch"),
     *("positives", "positive_scores", "negatives", "negative_scores"),
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """The texts of one training row, as the encoder sees them, and what is known of them.
 
     `documents` (row numbers), `clusters` and `scores` are of the positive and the negatives, in
@@ -82,7 +80,7 @@ class StageData:
         self.rows = Rows(folder, stage, MIX_ROW, _ROW_COLUMNS)
         self.documents = Rows(folder, "documents", MIX_DOCUMENT, ("title", "text", "cluster"))
         self.negatives, self.draw = negatives, draw
-        self.tasks, self.sources = _codes(folder, stage)
+        self.tasks, self.sources, self.task_names = _codes(folder, stage)
         usable, self.skipped = _usable(folder, stage)
         self.usable = None if usable.all() else np.flatnonzero(usable)
         if any(self.skipped.values()):
@@ -119,11 +117,12 @@ class StageData:
         counts = [1 + len(some) for some in negatives]
         chosen = [[one, *some] for one, some in zip(positives, negatives, strict=True)]
         documents = self._documents(np.array([n for some in chosen for n in some], dtype=np.int64))
-        columns = (self.rows.strings(numbers, n) for n in ("task", "instruction", "query"))
+        columns = (self.rows.strings(numbers, n) for n in ("instruction", "query"))
+        tasks = [self.task_names[code] for code in self.tasks[numbers].tolist()]
         flags = (self.rows.flags(numbers, n).tolist() for n in ("in_batch", "symmetric"))
         examples, at = [], 0
         for i, (task, instruction, query, in_batch, both) in enumerate(
-            zip(*columns, *flags, strict=True)
+            zip(tasks, *columns, *flags, strict=True)
         ):
             own = documents[at : at + counts[i]]
             at += counts[i]
@@ -131,7 +130,7 @@ class StageData:
             examples.append(
                 Example(
                     query_id=ids[i] or "",
-                    task=task or "",
+                    task=task,
                     in_batch=in_batch,
                     documents=tuple(chosen[i]),
                     clusters=tuple(cluster for _, cluster in own),
@@ -193,15 +192,15 @@ def _draw(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
-def _codes(folder: Folder, stage: str) -> tuple[np.ndarray, np.ndarray]:
-    """Small integers for the task and the source of each row, in their alphabetical order."""
+def _codes(folder: Folder, stage: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Small integers for the task and the source of each row, in their alphabetical order; and the
+    names of the tasks."""
     manifest = read_manifest(folder)
     told = manifest.stats.get("blocks", {}).get(stage)
     found = told or _read_blocks(folder, [shard.name for shard in manifest.table(stage)])
     rows = [block["rows"] for block in found]
-    return _repeated([b["task"] for b in found], rows), _repeated(
-        [b["source"] for b in found], rows
-    )
+    tasks, sources = ([block[key] for block in found] for key in ("task", "source"))
+    return _repeated(tasks, rows), _repeated(sources, rows), sorted(set(tasks))
 
 
 def _repeated(names: Sequence[str], rows: Sequence[int]) -> np.ndarray:
