@@ -7,6 +7,7 @@ Reads the manifests and results.json under OUTPUT; writes the same tables to OUT
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def llm_rows(output: Path) -> pl.DataFrame:
     """One row per LLM, kind and language of request."""
     rows = []
     for row in _read(output / "steps" / "synthesize" / "manifest.json")["stats"].get("llms", []):
-        reasons = ", ".join(f"{name} {count}" for name, count in row.pop("reasons", {}).items())
-        rows.append({**row, "reasons": reasons})
+        first = {name: row.pop(name) for name in ("llm", "kind", "requested", "valid", "kept")}
+        reasons = _counts(row.pop("reasons", {}))
+        rows.append({**first, **row, "reasons": reasons})
     return pl.DataFrame(rows)
 
 
@@ -74,8 +76,14 @@ def loss_rows(output: Path) -> pl.DataFrame:
     rows = []
     for run in sorted((output / "models").glob("run-*/run.json")):
         for stage in _read(run)["stages"]:
-            rows.append({"run": run.parent.name, **stage})
+            tasks = {name: round(loss, 2) for name, loss in stage.pop("task_losses", {}).items()}
+            told = {"skipped": _counts(stage.pop("skipped", {})), "loss_by_task": _counts(tasks)}
+            rows.append({"run": run.parent.name, **stage, **told})
     return pl.DataFrame(rows)
+
+
+def _counts(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def score_rows(output: Path) -> pl.DataFrame:
