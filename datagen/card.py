@@ -204,8 +204,13 @@ def hub_licence(licence: str | None) -> str:
     """`CC-BY-SA-4.0` -> `cc-by-sa-4.0`; `other` for one that the Hub has no name for."""
     if not licence:
         return "unknown"
-    name = licence.strip().lower().replace(" ", "-")
+    name = spelled(licence)
     return name if name in HUB_LICENCES else "other"
+
+
+def spelled(licence: str) -> str:
+    """`CC BY 4.0 ` -> `cc-by-4.0`: the form in which names of licences are compared."""
+    return licence.strip().lower().replace(" ", "-")
 
 
 def source_table(overview: Overview, stage: str) -> list[dict[str, Any]]:

@@ -10,23 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from datagen.mix_shards import Sharded, take_ordered
 from datagen.schema import UserError, format_document, format_query
-from datagen.store import Folder, Manifest, open_shard
+from datagen.store import Folder
 
 SAMPLED = 20_000
 EDGES = np.unique(np.geomspace(1, 32_768, 46).round())  # of the histograms, in tokens or characters
 
 
 def text_lengths(
-    folder: Folder, manifest: Manifest, stages: Sequence[str], *, tokenizer: str | None
+    folder: Folder, stages: Sequence[str], *, tokenizer: str | None
 ) -> dict[str, np.ndarray]:
     """Histograms between EDGES: the queries of each stage, instruction included, and documents."""
     count = _token_counter(tokenizer) if tokenizer else _characters
     texts: dict[str, list[str]] = {}
     for stage in stages:
-        rows = _sampled(folder, manifest, stage, ("instruction", "query"))
+        rows = _sampled(folder, stage, ("instruction", "query"))
         texts[f"{stage} queries"] = [format_query(r["instruction"], r["query"]) for r in rows]
-    rows = _sampled(folder, manifest, "documents", ("title", "text"))
+    rows = _sampled(folder, "documents", ("title", "text"))
     texts["documents"] = [format_document(row["title"], row["text"]) for row in rows]
     return {
         name: np.histogram(np.clip(count(some), EDGES[0], EDGES[-1]), EDGES)[0]
@@ -34,20 +35,14 @@ def text_lengths(
     }
 
 
-def _sampled(
-    folder: Folder, manifest: Manifest, table: str, columns: Sequence[str]
-) -> list[Mapping[str, Any]]:
-    shards = manifest.table(table)
-    total = sum(shard.rows for shard in shards)
-    wanted = np.unique(np.linspace(0, total - 1, min(SAMPLED, total)).astype(np.int64))
-    rows, start = [], 0
-    for shard in shards:
-        here = wanted[(wanted >= start) & (wanted < start + shard.rows)] - start
-        # Slices, not `take`: that copies whole columns of text before it picks.
-        opened = open_shard(folder, shard.name).select(columns)
-        rows += [row for at in here.tolist() for row in opened.slice(at, 1).to_pylist()]
-        start += shard.rows
-    return rows
+def _sampled(folder: Folder, table: str, columns: Sequence[str]) -> list[Mapping[str, Any]]:
+    shards = Sharded.of(folder, table)
+    wanted = np.unique(np.linspace(0, len(shards) - 1, min(SAMPLED, len(shards))).astype(np.int64))
+    return [
+        row
+        for shard, rows in shards.places(wanted)
+        for row in take_ordered(shards.open(shard).select(columns), rows).to_pylist()
+    ]
 
 
 def _characters(texts: Sequence[str]) -> list[int]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datagen.card import HUB_LICENCES, published_card
+from datagen.card import HUB_LICENCES, published_card, spelled
 from datagen.export import Mix
 from datagen.overview import LEDGER, Overview, count_mix, steps_beside
 from datagen.published import convert
@@ -86,13 +86,12 @@ def publish_mix(
 
 def refuse_licences(overview: Overview, allowed: Sequence[str]) -> None:
     """Raise UserError if rows, or LLMs that wrote some, have a licence not known to allow this."""
-    fine = REDISTRIBUTABLE | {licence.strip().lower().replace(" ", "-") for licence in allowed}
+    fine = REDISTRIBUTABLE | {spelled(licence) for licence in allowed}
     refused: dict[str, set[str]] = {}
     for column, owner in (("licence", "source"), ("llm_licence", "llm")):
         pairs = overview.rows.select(column, owner).unique()
         for licence, name in pairs.iter_rows():
-            spelled = (licence or UNKNOWN).strip().lower().replace(" ", "-")
-            if name is not None and spelled not in fine:
+            if name is not None and spelled(licence or UNKNOWN) not in fine:
                 refused.setdefault(licence or UNKNOWN, set()).add(name)
     if refused:
         listed = "; ".join(

@@ -77,14 +77,22 @@ def convert(mix: Mix, place: Path) -> list[dict[str, Any]]:
 
 
 def _convert(stages: list[Group], name: str, place: Path) -> None:
+    mix = stages[0].mix
     licences: set[str | None] = set()
+    instructions: set[str | None] = set()
+    seen = np.zeros(len(mix.documents), dtype=bool)
+
+    def noted(group: Group) -> Iterator[pa.Table]:
+        for block in group.blocks():
+            licences.update(block["licence"].unique().to_pylist())
+            instructions.update(block["instruction"].unique().to_pylist())
+            for side in ("positives", "negatives"):
+                seen[pc.list_flatten(block[side]).to_numpy()] = True
+            yield _queries(block, name)
+
     for group in stages:
-        tables = (_queries(block, name) for block in group.blocks())
-        _write(tables, place, f"queries-{group.stage}", QUERIES)
-        licences.update(*(block["licence"].unique().to_pylist() for block in group.blocks()))
-    numbers = np.unique(np.concatenate([group.numbers() for group in stages]))
-    _write(_corpus(stages[0].mix, numbers), place, "corpus", CORPUS)
-    instructions = set().union(*(group.instructions() for group in stages))
+        _write(noted(group), place, f"queries-{group.stage}", QUERIES)
+    _write(_corpus(mix, np.flatnonzero(seen)), place, "corpus", CORPUS)
     about = {
         "corpus_id": name,
         "class": "TextQADataset",

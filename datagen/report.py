@@ -188,7 +188,7 @@ def render_page(
 
 def length_plot_of(folder: Folder, overview: Overview, *, tokenizer: str | None) -> Plot:
     """Lengths of a sample of the texts."""
-    found = text_lengths(folder, overview.manifest, overview.stages, tokenizer=tokenizer)
+    found = text_lengths(folder, overview.stages, tokenizer=tokenizer)
     return length_plot(found, edges=EDGES, unit="tokens" if tokenizer else "characters")
 
 

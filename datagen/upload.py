@@ -24,7 +24,6 @@ log = logging.getLogger("embedmix")
 
 CARD = "README.md"
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
-_CHUNK = 1 << 22  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +103,9 @@ def _same(path: Path, entry: Any) -> bool:
 
 
 def _digest(path: Path, digest: Any) -> str:
+    """The digest of what `digest` has seen already and then the file."""
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return str(digest.hexdigest())
+        return hashlib.file_digest(stream, lambda: digest).hexdigest()
 
 
 @contextlib.contextmanager

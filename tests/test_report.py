@@ -240,18 +240,15 @@ def test_ratios_are_of_the_lowest_positive_of_a_query() -> None:
 
 def test_lengths_are_counted_in_characters_or_in_tokens(output: Path, model_cache: str) -> None:
     folder = Folder(f"{output}/mix")
-    manifest = read_manifest(folder)
     stages = ["pretrain", "finetune"]
-    characters = text_lengths(folder, manifest, stages, tokenizer=None)
-    tokens = text_lengths(
-        folder, manifest, stages, tokenizer=unpack("all-minilm-l6-v2", model_cache)
-    )
+    characters = text_lengths(folder, stages, tokenizer=None)
+    tokens = text_lengths(folder, stages, tokenizer=unpack("all-minilm-l6-v2", model_cache))
     assert list(tokens) == ["pretrain queries", "finetune queries", "documents"]
     assert [c.sum() for c in tokens.values()] == [43, 79, 118]
     middle = {name: np.average(EDGES[1:], weights=c) for name, c in characters.items()}
     assert all(np.average(EDGES[1:], weights=c) < middle[name] for name, c in tokens.items())
     with pytest.raises(UserError, match="no tokenizer"):
-        text_lengths(folder, manifest, stages, tokenizer=f"{output}/mix")
+        text_lengths(folder, stages, tokenizer=f"{output}/mix")
 
 
 def test_each_rule_of_mining_shows_what_it_took_away() -> None:

@@ -143,6 +143,13 @@ class StageData:
             )
         return examples
 
+    def sample(self, count: int) -> list[Example]:
+        """Examples of at most `count` usable rows, evenly spaced: every source by its share."""
+        total = len(self.tasks) if self.usable is None else len(self.usable)
+        chosen = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+        rows = chosen if self.usable is None else self.usable[chosen]
+        return self.examples(rows, seed=0, epoch=0)
+
     def _positives(
         self, numbers: np.ndarray, draws: Sequence[int]
     ) -> tuple[list[list[int]], list[int], list[float]]:

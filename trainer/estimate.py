@@ -77,11 +77,7 @@ def _stage(config: TrainConfig, stage: StageConfig, model: Any, tokenizer: Any) 
 
 def _lengths(data: StageData, stage: StageConfig, tokenizer: Any) -> Sequence[list[int]]:
     """Tokens of each text of a sample of rows."""
-    total = len(data.tasks) if data.usable is None else len(data.usable)
-    chosen = torch.linspace(0, total - 1, min(SAMPLED, total)).long().unique().numpy()
-    numbers = chosen if data.usable is None else data.usable[chosen]
-    examples = data.examples(numbers, seed=0, epoch=0)
     return [
         [len(ids) for ids in tokenize(tokenizer, example.texts, max_length=stage.max_length)]
-        for example in examples
+        for example in data.sample(SAMPLED)
     ]

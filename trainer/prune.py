@@ -33,8 +33,9 @@ log = logging.getLogger("embedmix")
 RECORD = "prune.json"
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 PASS_TEXTS = 8
-_INPUTS = re.compile(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.weight$")
-_OUTPUTS = re.compile(r"\.(o_proj|down_proj)\.weight$")
+# Which side of a tensor is the residual stream; an MLP's own are cut on both sides.
+_INPUTS = ("embed_tokens.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")
+_OUTPUTS = ("o_proj.weight", "o_proj.bias", "down_proj.bias")
 _LAYER = re.compile(r"^layers\.(\d+)\.")
 
 
@@ -225,9 +226,9 @@ def _cut_tensor(
         return tensor[channels][:, own]
     if name.endswith(("gate_proj.bias", "up_proj.bias")):
         return tensor[own]
-    if name.endswith("embed_tokens.weight") or _INPUTS.search(name):
+    if name.endswith(_INPUTS):
         return tensor[:, channels]
-    if _OUTPUTS.search(name) or name.endswith(("o_proj.bias", "down_proj.bias")):
+    if name.endswith(_OUTPUTS):
         return tensor[channels]
     return tensor
 
@@ -235,7 +236,4 @@ def _cut_tensor(
 def calibration_texts(mix: str, stage: str, *, rows: int) -> list[str]:
     """Queries and documents of evenly spaced rows of a mix, as the encoder sees them."""
     data = StageData(mix, stage, negatives=1)
-    total = len(data.tasks) if data.usable is None else len(data.usable)
-    chosen = torch.linspace(0, total - 1, min(rows, total)).long().unique().numpy()
-    numbers = chosen if data.usable is None else data.usable[chosen]
-    return [text for example in data.examples(numbers, seed=0, epoch=0) for text in example.texts]
+    return [text for example in data.sample(rows) for text in example.texts]
