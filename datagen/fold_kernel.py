@@ -315,6 +315,19 @@ def fold_fast(texts: pl.Series) -> tuple[Folded, np.ndarray]:
 
 
 def fold_slow(texts: pl.Series) -> Folded:
+    """Any texts folded: composed first (NFC), which is all that most lack, else by definition."""
+    composed = texts.str.normalize("NFC")
+    found, slow = fold_fast(composed)
+    if not len(slow):
+        return found
+    rest = fold_defined(composed.gather(slow))
+    found.hashes[slow], found.sizes[slow] = rest.hashes, rest.sizes
+    folded = _strings(found.data.copy(), found.ends)
+    folded = folded.scatter(slow, _strings(rest.data, rest.ends))
+    return Folded(*buffers(folded), found.hashes, found.sizes)
+
+
+def fold_defined(texts: pl.Series) -> Folded:
     """The texts folded by the definition."""
     clear = texts.alias("text").to_frame().select(plain(pl.col("text")))["text"]
     hashes = np.empty((len(texts), 2), np.uint64)
@@ -325,20 +338,12 @@ def fold_slow(texts: pl.Series) -> Folded:
 
 def fold_texts(texts: pl.Series) -> pl.Series:
     """What `fold` gives, mostly the fast way."""
-    folded, slow = _fold_most(texts)
-    if not len(slow):
-        return folded
-    composed = texts.gather(slow).str.normalize("NFC")  # all that most of them lack
-    rest, slower = _fold_most(composed)
-    if len(slower):
-        defined = fold_slow(composed.gather(slower))
-        rest = rest.scatter(slower, _strings(defined.data, defined.ends))
-    return folded.scatter(slow, rest)
-
-
-def _fold_most(texts: pl.Series) -> tuple[pl.Series, np.ndarray]:
     found, slow = fold_fast(texts)
-    return _strings(found.data.copy(), found.ends), slow
+    folded = _strings(found.data.copy(), found.ends)
+    if len(slow):
+        rest = fold_slow(texts.gather(slow))
+        folded = folded.scatter(slow, _strings(rest.data, rest.ends))
+    return folded
 
 
 def _strings(data: np.ndarray, ends: np.ndarray) -> pl.Series:

@@ -103,7 +103,14 @@ class TextKeys(NamedTuple):
 def text_keys(texts: pl.Series, *, backend: str = DEFAULT_BACKEND) -> TextKeys:
     """The keys of texts as they are, not folded."""
     keys, slow = fast_keys(texts, backend=backend)
-    return _completed(keys, slow, slow_keys(texts.gather(slow), backend=backend))
+    if not len(slow):
+        return keys
+    rest = slow_keys(texts.gather(slow), backend=backend)
+    keys.plain[slow], keys.form[slow], keys.sizes[slow] = rest.plain, rest.form, rest.sizes
+    where = np.concatenate([keys.where, slow[rest.where]])
+    order = np.argsort(where)
+    bands = np.concatenate([keys.bands, rest.bands])[order]
+    return keys._replace(where=where[order], bands=bands)
 
 
 def fast_keys(texts: pl.Series, *, backend: str) -> tuple[TextKeys, np.ndarray]:
@@ -116,25 +123,10 @@ def fast_keys(texts: pl.Series, *, backend: str) -> tuple[TextKeys, np.ndarray]:
 
 
 def slow_keys(texts: pl.Series, *, backend: str) -> TextKeys:
-    """The keys of any texts: most only lack composing (NFC); the rest goes by the definition."""
+    """The keys of any texts."""
     from datagen.fold_kernel import fold_slow
 
-    if not len(texts):
-        return _keys(fold_slow(texts), backend)
-    composed = texts.str.normalize("NFC")
-    keys, slow = fast_keys(composed, backend=backend)
-    return _completed(keys, slow, _keys(fold_slow(composed.gather(slow)), backend))
-
-
-def _completed(keys: TextKeys, slow: np.ndarray, rest: TextKeys) -> TextKeys:
-    """The keys with those of the texts at `slow` put in."""
-    if not len(slow):
-        return keys
-    keys.plain[slow], keys.form[slow], keys.sizes[slow] = rest.plain, rest.form, rest.sizes
-    where = np.concatenate([keys.where, slow[rest.where]])
-    order = np.argsort(where)
-    bands = np.concatenate([keys.bands, rest.bands])[order]
-    return keys._replace(where=where[order], bands=bands)
+    return _keys(fold_slow(texts), backend)
 
 
 def _keys(found: "Folded", backend: str) -> TextKeys:
