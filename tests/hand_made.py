@@ -1,9 +1,11 @@
 """Queries and documents with vectors given by hand, and mining over them."""
 
+import json
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from datagen.embed import TABLES
 from datagen.mine import mine_negatives
@@ -11,6 +13,16 @@ from datagen.schema import DOCUMENT, QUERY
 from datagen.steps import Step, run_steps
 from datagen.store import Folder, read_table
 from datagen.vectors import embedding_schema, embedding_table
+
+
+@pytest.fixture
+def model(tmp_path) -> str:
+    """A folder that is enough of a model to be fingerprinted; its vectors are given by hand."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    module = {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}
+    (folder / "modules.json").write_text(json.dumps([module]))
+    return str(folder)
 
 
 def document(doc_id, angle, **fields):

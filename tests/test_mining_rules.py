@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hand_made import document, mine_by_hand, query
+from hand_made import model as model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,16 +16,6 @@ from datagen.schema import UserError, document_id
 from datagen.store import Folder, read_table, write_shard
 from datagen.sweep import sweep_file
 from datagen.vectors import Teachers, embedding_schema, embedding_table
-
-
-@pytest.fixture
-def model(tmp_path) -> str:
-    """A folder that is enough of a model to be fingerprinted; its vectors are given by hand."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    module = {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}
-    (folder / "modules.json").write_text(json.dumps([module]))
-    return str(folder)
 
 
 def test_of_several_ceilings_the_lowest_holds():

@@ -152,7 +152,7 @@ def test_a_drifted_configuration_names_its_keys(config, tmp_path):
         train(replace(config, base=other))
 
 
-def test_a_drifted_configuration_does_not_resume(config, monkeypatch):
+def die_at_first_checkpoint(config, monkeypatch) -> None:
     save = loop._Run._save
 
     def save_and_die(run: loop._Run, *arguments: object) -> None:
@@ -163,6 +163,10 @@ def test_a_drifted_configuration_does_not_resume(config, monkeypatch):
         patch.setattr(loop._Run, "_save", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             train(config)
+
+
+def test_a_drifted_configuration_does_not_resume(config, monkeypatch):
+    die_at_first_checkpoint(config, monkeypatch)
     with pytest.raises(UserError, match="clip was 1.0, is now 0.5"):
         train(replace(config, clip=0.5))
 
@@ -244,16 +248,7 @@ def test_adapters_are_trained_and_merged(config, base, tmp_path):
 
 
 def test_a_cut_checkpoint_is_refused_and_said_so(config, monkeypatch):
-    save = loop._Run._save
-
-    def save_and_die(run: loop._Run, *arguments: object) -> None:
-        save(run, *arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_save", save_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
+    die_at_first_checkpoint(config, monkeypatch)
     (file,) = Path(config.output).parent.glob(".*/checkpoint.safetensors")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="no whole checkpoint"):
