@@ -7,45 +7,26 @@ otherwise fluent, so that only its meaning tells the two apart (arXiv 2401.00368
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from datagen.synthesize.call import Call, Drawn, Value
-from datagen.synthesize.kinds.rows import Block, PromptUse, one_line, pair, prompt_of, written
-from datagen.synthesize.kinds.schemas import token_budget
-from datagen.synthesize.kinds.three import named, three_problem, three_texts
-from datagen.synthesize.llm import LLM
+from datagen.synthesize.call import Drawn, Value
+from datagen.synthesize.kinds.rows import PromptUse, one_line, pair, written
+from datagen.synthesize.kinds.three import ThreeTexts
 
 INSTRUCTION = "Retrieve parallel sentences."
 _KEYS = ("sentence", "translation", "flawed_translation")
 
 
-class BitextKind:
+class BitextKind(ThreeTexts):
     """A sentence and its translation into another language."""
 
     name = "bitext"
+    keys = _KEYS
+    measured = 2  # the flawed one may have lost its half
     prompts: ClassVar[Mapping[str, PromptUse]] = {
         "bitext": PromptUse(
             fields=("subject", "unit", "flaw", "difficulty", "language", "document_language"),
             answer=_KEYS,
         )
     }
-
-    def __init__(self, llm: LLM, block: Block):
-        self.llm, self.prompt = llm, prompt_of(block, "bitext")
-
-    def call(self, drawn: Drawn, values: Sequence[Value]) -> Call | None:
-        if values:
-            return None
-        return Call(
-            prompt=self.prompt,
-            values=named(drawn),
-            schema=three_texts(_KEYS, drawn),
-            turn=drawn["turn"],
-            max_tokens=token_budget(self.llm, *[drawn["unit"]] * 3, language=""),
-        )
-
-    def problem(self, drawn: Drawn, values: Sequence[Value]) -> str | None:
-        texts = [values[0][key] for key in _KEYS]
-        # The flawed one may have lost its half.
-        return three_problem(texts, drawn, self.prompt, measured=2)
 
     def row(self, drawn: Drawn, values: Sequence[Value]) -> dict[str, Any]:
         sentence, translation, flawed = (one_line(values[0][key]) for key in _KEYS)

@@ -7,20 +7,20 @@ The degree, out of 5, is the row's score; the third text, close to a lower degre
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from datagen.synthesize.call import Call, Drawn, Value
-from datagen.synthesize.kinds.rows import Block, PromptUse, one_line, pair, prompt_of, written
-from datagen.synthesize.kinds.schemas import token_budget
-from datagen.synthesize.kinds.three import named, three_problem, three_texts
-from datagen.synthesize.llm import LLM
+from datagen.synthesize.call import Drawn, Value
+from datagen.synthesize.kinds.rows import PromptUse, one_line, pair, written
+from datagen.synthesize.kinds.three import ThreeTexts
 
 INSTRUCTION = "Retrieve semantically similar text."
 _KEYS = ("first", "similar", "less_similar")
 
 
-class StsKind:
+class StsKind(ThreeTexts):
     """A text, a similar one and a less similar one."""
 
     name = "sts"
+    keys = _KEYS
+    measured = 3
     prompts: ClassVar[Mapping[str, PromptUse]] = {
         "sts": PromptUse(
             fields=(
@@ -30,25 +30,9 @@ class StsKind:
         )
     }  # fmt: skip
 
-    def __init__(self, llm: LLM, block: Block):
-        self.llm, self.prompt = llm, prompt_of(block, "sts")
-
-    def call(self, drawn: Drawn, values: Sequence[Value]) -> Call | None:
-        if values:
-            return None
+    def budget_language(self, drawn: Drawn) -> str:
         languages = {drawn["language"], drawn["document_language"]}
-        language = "eng" if languages == {"eng"} else ""
-        return Call(
-            prompt=self.prompt,
-            values=named(drawn),
-            schema=three_texts(_KEYS, drawn),
-            turn=drawn["turn"],
-            max_tokens=token_budget(self.llm, *[drawn["unit"]] * 3, language=language),
-        )
-
-    def problem(self, drawn: Drawn, values: Sequence[Value]) -> str | None:
-        texts = [values[0][key] for key in _KEYS]
-        return three_problem(texts, drawn, self.prompt, measured=len(texts))
+        return "eng" if languages == {"eng"} else ""
 
     def row(self, drawn: Drawn, values: Sequence[Value]) -> dict[str, Any]:
         first, similar, less = (one_line(values[0][key]) for key in _KEYS)
