@@ -559,8 +559,11 @@ def _run_publish(arguments: argparse.Namespace) -> int:
 
 def run() -> NoReturn:
     """The console command. Imports and compiled code are a million objects, none of them garbage:
-    looking for some costs the short commands a third of a second."""
+    looking for some costs the short commands a third of a second. So does scipy's linear algebra,
+    which numba loads where it finds it: none of the functions compiled here calls it."""
     gc.set_threshold(100_000)
+    if sys.argv[1:2] in (["dedup"], ["decontaminate"]):
+        sys.modules["scipy.linalg"] = None  # type: ignore[assignment]
     status = main()
     gc.freeze()
     sys.exit(status)

@@ -215,7 +215,7 @@ def verified(
     from datagen.shingles import similarities
     from datagen.subjects import same_subject
 
-    jaccard = similarities(folded, pairs)
+    jaccard = similarities(folded, pairs, least=similarity)
     alike = np.flatnonzero(jaccard >= similarity)
     kept = alike[same_subject(folded, pairs[alike])]
     return pairs[kept], jaccard[kept]

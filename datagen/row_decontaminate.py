@@ -82,7 +82,7 @@ def _write(folder: Folder, rows: pa.Table, found: pl.DataFrame, mode: str) -> No
         tagged = every.join(found, on="row", how="left", maintain_order="left")
         write_parquet(folder, "rows.parquet", _with_match(rows, tagged))
         return
-    matched = _with_match(rows.take(pa.array(found["row"].to_numpy())), found)
+    matched = _with_match(rows.take(found["row"].to_arrow()), found)
     if mode == "report":
         write_parquet(folder, "matches.parquet", matched)
         return

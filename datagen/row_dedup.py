@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datagen.duplicates import find_duplicates, load_kernels
 from datagen.minhash import DEFAULT_BACKEND, check_options
 from datagen.schema import QUARANTINE, UserError, rejected_row
 from datagen.sources.files import read_rows
-from datagen.store import Folder, write_parquet
+from datagen.store import Folder, arrow_array, write_parquet
 
 
 def dedup_files(
@@ -68,15 +67,16 @@ def _removed(
     rows: pa.Table, positions: np.ndarray, first: np.ndarray, scores: np.ndarray, exact: np.ndarray
 ) -> pa.Table:
     gone = np.flatnonzero(first != np.arange(len(first)))
-    row, of_row = pa.array(positions[gone]), pa.array(positions[first[gone]])
+    row, of_row = arrow_array(positions[gone]), arrow_array(positions[first[gone]])
     has_ids = "id" in rows.schema.names
     columns: dict[str, Any] = {"id": rows["id"].take(row)} if has_ids else {}
     columns["row"] = row
     columns["duplicate_of"] = rows["id"].take(of_row) if has_ids else of_row
     columns["duplicate_of_row"] = of_row
-    columns["similarity"] = pa.array(scores[gone])
-    # Not by way of numpy: for its texts pyarrow imports pandas, a quarter of a second.
-    columns["kind"] = pc.if_else(pa.array(exact[gone]), "exact", "near")
+    columns["similarity"] = arrow_array(scores[gone])
+    kind = pl.when(pl.Series(exact[gone])).then(pl.lit("exact")).otherwise(pl.lit("near"))
+    words = pl.select(kind).to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
+    columns["kind"] = words.cast(pa.string())  # pyarrow imports pandas for words of its own
     return pa.table(columns)
 
 
@@ -102,7 +102,7 @@ def rejected_texts(
         return []
     mask = np.zeros(rows.num_rows, bool)
     mask[positions] = True
-    found = rows.filter(pa.array(mask))  # take copies all rows into one chunk first
+    found = rows.filter(arrow_array(mask))  # take copies all rows into one chunk first
     rejected = []
     for position, row in zip(np.flatnonzero(mask).tolist(), found.to_pylist(), strict=True):
         reason = f"{column}_not_text" if row[column] is None else f"{column}_empty"

@@ -19,13 +19,19 @@ from datagen.fold_kernel import blend, blend_other, buffers, compiled, decode, f
 from datagen.fold_tables import DENSE, DIGIT, SIZE, tables
 from datagen.minhash import mix
 
-WORD_SHINGLE, CHARACTER_SHINGLE = 3, 6
+CHARACTER_SHINGLE = 6
 _BASE = 0x9E3779B97F4A7C15
 _BLANK, _UNDERSCORE = 0x20, 0x5F
 
 
 @compiled
 def _is_unsegmented(data, start, stop, classes):
+    beyond, size = 0, stop - start
+    for at in range(start, stop):
+        beyond += data[at] >= 0x80
+    # A third of n characters in three bytes or more each: at least 4 of 7 bytes are beyond ASCII.
+    if beyond * 7 < size * 4:
+        return False
     dense, characters, at = 0, 0, start
     while at < stop:
         characters += 1
@@ -38,45 +44,57 @@ def _is_unsegmented(data, start, stop, classes):
 
 
 @compiled
-def _shingle_row(data, start, stop, dense, window, flat, to):
-    """Writes the hashes of the runs of len(window) tokens; the ends count as two tokens each."""
-    width = len(window)
-    window[0] = window[1] = np.uint64(2)
-    seen, at = 2, start
+def _word_shingles(data, start, stop, flat, to):
+    """Writes the hashes of the runs of three words; the ends count as two words each."""
+    one = two = np.uint64(2)
+    at = start
     while at < stop + 2:
         token = np.uint64(1)
         if at >= stop:
             token = np.uint64(3)
             at += 1
-        elif dense:
-            point, at = decode(data, at)
-            token = finish(np.uint64(point + 4))
         else:
             while at < stop and data[at] != _BLANK:
                 token = blend(token, np.uint64(data[at]))
                 at += 1
             at += at < stop
             token = finish(token)
-        window[seen % width] = token
+        flat[to] = finish(blend(blend(blend(np.uint64(0), one), two), token))
+        to += 1
+        one, two = two, token
+    return to
+
+
+@compiled
+def _character_shingles(data, start, stop, flat, to):
+    """Writes the hashes of the runs of six characters; the ends count as two characters each."""
+    one = two = three = four = five = np.uint64(2)
+    seen, at = 2, start
+    while at < stop + 2:
+        token = np.uint64(3)
+        if at >= stop:
+            at += 1
+        else:
+            point, at = decode(data, at)
+            token = finish(np.uint64(point + 4))
         seen += 1
-        if seen >= width:
-            value = np.uint64(0)
-            for k in range(seen, seen + width):
-                value = blend(value, window[k % width])
-            flat[to] = finish(value)
+        if seen >= CHARACTER_SHINGLE:
+            value = blend(blend(blend(np.uint64(0), one), two), three)
+            flat[to] = finish(blend(blend(blend(value, four), five), token))
             to += 1
+        one, two, three, four, five = two, three, four, five, token
     return to
 
 
 @compiled
 def _shingle_rows(data, offsets, classes, flat, ends):
-    words = np.empty(WORD_SHINGLE, np.uint64)
-    characters = np.empty(CHARACTER_SHINGLE, np.uint64)
     to = 0
     for row in range(len(offsets) - 1):
         start, stop = offsets[row], offsets[row + 1]
-        dense = _is_unsegmented(data, start, stop, classes)
-        to = _shingle_row(data, start, stop, dense, characters if dense else words, flat, to)
+        if _is_unsegmented(data, start, stop, classes):
+            to = _character_shingles(data, start, stop, flat, to)
+        else:
+            to = _word_shingles(data, start, stop, flat, to)
         ends[row + 1] = to
 
 
@@ -138,33 +156,55 @@ def band_hashes(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 @compiled
-def _jaccard(flat, offsets, pairs, result):
+def _distinct(flat, offsets, stops):
+    """Writes each different value of a sorted row once, at its start; `stops` is where they end."""
     for row in range(len(offsets) - 1):
-        flat[offsets[row] : offsets[row + 1]].sort()
+        to = offsets[row]
+        for at in range(offsets[row], offsets[row + 1]):
+            if at == offsets[row] or flat[at] != flat[to - 1]:
+                flat[to] = flat[at]
+                to += 1
+        stops[row] = to
+
+
+@compiled
+def _jaccard(flat, starts, stops, pairs, least, result):
     for n in range(len(pairs)):
-        i, end_i = offsets[pairs[n, 0]], offsets[pairs[n, 0] + 1]
-        j, end_j = offsets[pairs[n, 1]], offsets[pairs[n, 1] + 1]
-        common, union = 0, 0
-        while i < end_i or j < end_j:
-            if j >= end_j or (i < end_i and flat[i] < flat[j]):
-                value = flat[i]
-            else:
-                value = flat[j]
-                common += i < end_i and flat[i] == value
-            union += 1
-            while i < end_i and flat[i] == value:
-                i += 1
-            while j < end_j and flat[j] == value:
-                j += 1
-        result[n] = common / union if union else 1.0
+        i, end_i = starts[pairs[n, 0]], stops[pairs[n, 0]]
+        j, end_j = starts[pairs[n, 1]], stops[pairs[n, 1]]
+        both = end_i - i + end_j - j
+        # Jaccard j leaves (1 - j) / (1 + j) of both without a partner. One more, as this rounds.
+        allowed = int(both * (1 - least) / (1 + least)) + 1
+        common, alone = 0, 0
+        while i < end_i and j < end_j and alone <= allowed:
+            one, other = flat[i], flat[j]
+            i += one <= other
+            j += other <= one
+            common += one == other
+            alone += one != other
+        if alone > allowed:
+            result[n] = 0.0
+        else:
+            result[n] = common / (both - common) if both else 1.0
 
 
-def similarities(folded: pl.Series, pairs: np.ndarray) -> np.ndarray:
-    """True Jaccard [n] of the shingles of pairs [n, 2] of positions in `folded`."""
+def similarities(folded: pl.Series, pairs: np.ndarray, *, least: float = 0.0) -> np.ndarray:
+    """True Jaccard [n] of the shingles of pairs [n, 2] of positions in `folded`.
+
+    What is below `least` may be given as 0.0: most pairs that bands propose are seen to be far
+    apart after a few shingles. Equal are shingles whose hashes are in their first 40 bits or more.
+    """
     rows, local = np.unique(pairs, return_inverse=True)
     flat, offsets = shingles(folded.gather(rows))
-    result = np.empty(len(pairs))
-    _jaccard(flat, offsets, local.reshape(-1, 2), result)
+    # numpy's sort of one array, the row in the upper bits, is six times a compiled sort of each.
+    bits = np.uint64(len(rows).bit_length())
+    row = np.repeat(np.arange(len(rows), dtype=np.uint64), np.diff(offsets))
+    keys = flat >> bits | row << (np.uint64(64) - bits)
+    keys.sort()
+    keys <<= bits
+    stops, result = np.empty(len(rows), np.int64), np.empty(len(pairs))
+    _distinct(keys, offsets, stops)
+    _jaccard(keys, offsets, stops, local.reshape(-1, 2), least, result)
     return result
 
 

@@ -135,6 +135,23 @@ def test_similarity_is_the_jaccard_of_padded_word_triples():
     assert found.tolist() == pytest.approx([expected])
 
 
+@given(
+    st.lists(st.text("abc 水", max_size=60), min_size=2, max_size=6), st.floats(0.5, 1.0), st.data()
+)
+def test_similarity_is_exact_from_the_least_on(texts, least, data):
+    row = st.integers(0, len(texts) - 1)
+    pairs = np.array(data.draw(st.lists(st.tuples(row, row), min_size=1, max_size=8)))
+    flat, ends = shingles(pl.Series(texts))
+    sets = [set(flat[a:b].tolist()) for a, b in zip(ends, ends[1:], strict=False)]
+    true = [
+        len(sets[i] & sets[j]) / len(sets[i] | sets[j]) if sets[i] | sets[j] else 1.0
+        for i, j in pairs
+    ]
+    assert similarities(pl.Series(texts), pairs).tolist() == true
+    found = similarities(pl.Series(texts), pairs, least=least)
+    assert all(f == t if t >= least else f < least for f, t in zip(found, true, strict=True))
+
+
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_signatures_estimate_the_jaccard(backend):
     """Equal shares of 126 minima: unbiased, and off by no more than 126 tosses of a coin are."""
