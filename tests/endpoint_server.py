@@ -32,10 +32,12 @@ class EndpointServer:
         key: str | None = None,
         models: Mapping[str, str] | None = None,  # name to owner; None: no /models
         seconds: Callable[[str], float] = lambda words: 0.005,
+        holds: Callable[[str], bool] = lambda words: False,  # while it is true, no answer
         port: int = 0,
     ):
         self.fault, self.at_once, self.retry_after, self.key = fault, at_once, retry_after, key
         self.reply, self.models, self.seconds, self.port = reply, models, seconds, port
+        self.holds = holds
         self.attempts: Counter[str] = Counter()  # by document of the prompt
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
@@ -115,6 +117,8 @@ class EndpointServer:
         if fault is not None and fault[:3].isdigit():  # "400 why"
             return self._error(int(fault[:3]), fault[4:])
         await asyncio.sleep(self.seconds(words))
+        while self.holds(words):
+            await asyncio.sleep(0.02)
         self.answered[words] += 1
         self.order.append(words)
         self.statuses[200] += 1

@@ -102,6 +102,41 @@ def test_a_range_of_replicas_takes_the_room_that_nobody_waits_for(
     assert 1 < manifest.stats["sums"]["One"]["replicas"] <= 3
 
 
+def test_a_range_of_replicas_gives_back_what_is_idle(tmp_path: Path, ray_session: None) -> None:
+    """All but one request are answered: of two replicas one has nothing to do, and goes."""
+    grown, shrunk, over = (threading.Event() for _ in range(3))
+
+    def seconds(words: str) -> float:
+        return 0.0 if grown.is_set() else 0.3
+
+    def holds(words: str) -> bool:
+        return words == "one/echo/1 second" and not shrunk.is_set() and not over.is_set()
+
+    def watch() -> None:
+        end = time.monotonic() + 60
+        while not over.wait(0.05) and not shrunk.is_set():
+            if time.monotonic() > end:
+                over.set()
+            there = len(replica_processes())
+            if there == 2:
+                grown.set()
+            elif grown.is_set() and there == 1:
+                shrunk.set()
+
+    with EndpointServer(seconds=seconds, holds=holds) as server:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        ranged = llm(server, replicas=(1, 2), max_concurrency=2, num_cpus=0.5)
+        try:
+            manifest = run_echo(str(tmp_path), [ranged], rows=20, executor="ray")
+        finally:
+            over.set()
+            watcher.join()
+    assert grown.is_set() and shrunk.is_set()
+    assert manifest.ledger[0]["kept"] >= 20
+    assert not asked_twice(server)
+
+
 def test_a_range_of_replicas_does_not_take_the_room_of_an_llm_that_waits(
     tmp_path: Path, ray_session: None
 ) -> None:
