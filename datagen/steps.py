@@ -422,23 +422,36 @@ def drifted_keys(recorded: Any, current: Any, prefix: str = "") -> list[str]:
 
 
 def run_step(
-    step: Step, root: Folder, inputs: Mapping[str, Folder], *, executor: Literal["ray", "local"]
+    step: Step,
+    root: Folder,
+    inputs: Mapping[str, Folder],
+    *,
+    executor: Literal["ray", "local"],
+    renew: bool = False,
 ) -> Manifest:
-    """Bring the step's folder under `root` up to date and return its manifest."""
+    """Bring the step's folder under `root` up to date and return its manifest.
+
+    What another configuration made is an error, or with `renew` made again.
+    """
     folder = root.folder(step.place)
     digests = {name: read_manifest(place).digest for name, place in inputs.items()}
     identity, mark = _identity(step, digests), fingerprint(step, digests)
+    if drifted := _drifted(folder, mark, identity):
+        if not renew:
+            raise UserError(
+                found=f"step {step.name!r} in {folder.uri} was made with another configuration: "
+                + "; ".join(drifted[:8]),
+                expected="the configuration that made it",
+                do="put the old value back, choose another --output, or delete it and the folders "
+                "after it",
+            )
+        log.info("%s: made again, as %s", step.name, "; ".join(drifted[:8]))
+        root.delete_folder(step.place)
     if folder.exists(MANIFEST):
         manifest = read_manifest(folder)
-        _refuse_drift(
-            step, folder, manifest.fingerprint, mark, manifest.stats.get("identity"), identity
-        )
         log.info("%s: up to date (%s)", step.name, _counts(manifest))
         return manifest
-    if folder.exists(STARTED):
-        started = folder.read_json(STARTED)
-        _refuse_drift(step, folder, started["fingerprint"], mark, started["identity"], identity)
-    else:
+    if not folder.exists(STARTED):
         folder.write_json(STARTED, {"fingerprint": mark, "identity": identity})
 
     start = time.monotonic()
@@ -466,16 +479,17 @@ def run_step(
     return manifest
 
 
-def _refuse_drift(step: Step, folder: Folder, recorded: str, mark: str, old: Any, new: Any) -> None:
-    if recorded == mark:
-        return
-    lines = drifted_keys(old or {}, new)
-    raise UserError(
-        found=f"step {step.name!r} in {folder.uri} was made with another configuration: "
-        + "; ".join(lines[:8]),
-        expected="the configuration that made it",
-        do="put the old value back, choose another --output, or delete it and the folders after it",
-    )
+def _drifted(folder: Folder, mark: str, identity: Mapping[str, Any]) -> list[str]:
+    """What differs from the configuration that made what is in the folder, or began to."""
+    if folder.exists(MANIFEST):
+        manifest = read_manifest(folder)
+        recorded, old = manifest.fingerprint, manifest.stats.get("identity")
+    elif folder.exists(STARTED):
+        started = folder.read_json(STARTED)
+        recorded, old = started["fingerprint"], started["identity"]
+    else:
+        return []
+    return [] if recorded == mark else drifted_keys(old or {}, identity)
 
 
 def _counts(manifest: Manifest) -> str:
@@ -489,9 +503,16 @@ def _counts(manifest: Manifest) -> str:
 
 
 def run_steps(
-    steps: Sequence[Step], output: str, *, executor: Literal["ray", "local"] = "ray"
+    steps: Sequence[Step],
+    output: str,
+    *,
+    executor: Literal["ray", "local"] = "ray",
+    renew: bool = False,
 ) -> dict[str, Manifest]:
-    """Run the steps in order under `output`; a step may read any step before it."""
+    """Run the steps in order under `output`; a step may read any step before it.
+
+    With `renew`, what another configuration made is made again instead of an error.
+    """
     root = Folder(output)
     done: dict[str, Manifest] = {}
     for number, step in enumerate(steps, 1):
@@ -500,7 +521,7 @@ def run_steps(
             raise ValueError(f"step {step.name!r}: listed twice, or before its input {missing}")
         log.info("[%d/%d] %s: %s", number, len(steps), step.name, step.summary)
         inputs = {name: root.folder(upstream.place) for name, upstream in step.inputs.items()}
-        done[step.name] = run_step(step, root, inputs, executor=executor)
+        done[step.name] = run_step(step, root, inputs, executor=executor, renew=renew)
     return done
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from endpoint_server import EndpointServer
+from endpoint_server import TEST, EndpointServer
 from test_synthesize_step import served
 from writing_server import reply
 
@@ -170,6 +170,21 @@ def test_kinds_that_start_from_nothing_need_no_documents(tmp_path: Path) -> None
         rows = [row for row in made if row["source"] == f"synthetic_{kind}"]
         assert len(rows) == record["kept"] == kinds[kind] - done["missing"]["One"].get(kind, 0)
     assert made and {row["document_row"] for row in made} == {None}
+
+
+def test_asked_for_more_it_asks_for_what_is_new_only(tmp_path: Path) -> None:
+    with EndpointServer(reply=reply) as server:
+        llm = served(server, "One", languages=("eng",))
+        made = []
+        for count in (4, 7):
+            wanted = Wanted(kinds={"sts": count}, languages=("eng",))
+            synthesize_files([], str(tmp_path), llms=[llm], cache="", wanted=wanted)
+            made.append(pq.read_table(tmp_path / "rows.parquet").to_pylist())
+    assert [len(rows) for rows in made] == [4, 7]
+    assert {row["query"] for row in made[0]} <= {row["query"] for row in made[1]}
+    asked = [json.dumps(body["messages"]) for body in server.bodies]
+    asked = [one for one in asked if TEST not in one]
+    assert len(asked) == len(set(asked)) >= 7
 
 
 def test_documents_and_kinds_without_them_in_one_run(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The command `datagen synthesize`: pairs of all kinds, about the documents of plain files or not.
 
 Work is kept in DIR/work, step by step, so a run that was stopped resumes; the three files of the
-command are written at the end.
+command are written at the end. Asked for something else, it makes the rows again, of the responses
+that are there as far as they serve.
 """
 
 import hashlib
@@ -73,9 +74,10 @@ def synthesize_files(
     asked, work = steps[-1], f"{output.rstrip('/')}/work"
     if only_plan:
         planned = plan_of(asked)
-        stats = run_steps([*steps[:-1], planned], work, executor=executor)[planned.name].stats
+        before = [*steps[:-1], planned]
+        stats = run_steps(before, work, executor=executor, renew=True)[planned.name].stats
         return {"documents": len(rows), "plan": stats["plan"]}
-    manifest = run_steps(steps, work, executor=executor)[asked.name]
+    manifest = run_steps(steps, work, executor=executor, renew=True)[asked.name]
     done = Folder(work).folder(asked.place)
     pairs = read_table(done, "pairs").to_pylist() if manifest.table("pairs") else []
     gone = pa.Table.from_pylist([*bad_lines, *rejected], schema=QUARANTINE)
