@@ -19,6 +19,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from datagen.schema import UserError
 from datagen.sources import catalog
@@ -27,6 +28,7 @@ from datagen.stages import Stage
 log = logging.getLogger("embedmix")
 
 DIVERSE_QA = "nemotron/nemotron-cc-v2-diverse-qa"
+SYNTHETIC = "synthetic_"
 WRITTEN = {
     "synthetic_retrieval": "nemotron/synthetic-retrieval",
     "synthetic_classification": "nemotron/synthetic-classification",
@@ -93,6 +95,27 @@ class MixRecipe:
     @property
     def _known(self) -> dict[str, None]:
         return dict.fromkeys(name for told in self.sources.values() for name in told)
+
+    def written_rows(self, share: float) -> dict[str, int]:
+        """Rows by kind that LLMs write, so that a share of what each stage had is there.
+
+        A row may be in both stages. UserError (exit status 2) when the mix has none, or for a
+        share that is not above 0.
+        """
+        kinds = [name.removeprefix(SYNTHETIC) for name in WRITTEN if name in self._known]
+        if not kinds or share <= 0:
+            raise UserError(
+                found=f"a share of {share:g} of the {len(kinds)} kinds of rows that LLMs wrote for "
+                f"the mix {self.name!r}",
+                expected="a share above 0, of a mix that has such rows (nemotron)",
+                do="leave out the pool, or give another share",
+                exit_status=2,
+            )
+        most = {
+            kind: max(told.get(f"{SYNTHETIC}{kind}") or 0 for told in self.sources.values())
+            for kind in kinds
+        }
+        return {kind: ceil(rows * share) for kind, rows in most.items()}
 
     def ready(self) -> list[str]:
         """Names of the catalogue's sources that can be read now, one for each subset."""

@@ -502,6 +502,20 @@ def _counts(manifest: Manifest) -> str:
     return ", ".join(parts) + (f"; dropped: {reasons}" if reasons else "")
 
 
+def in_order(*last: Step) -> list[Step]:
+    """The steps that lead to the given ones, each after its inputs."""
+    found: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        for upstream in step.inputs.values():
+            visit(upstream)
+        found.setdefault(step.name, step)
+
+    for step in last:
+        visit(step)
+    return list(found.values())
+
+
 def run_steps(
     steps: Sequence[Step],
     output: str,

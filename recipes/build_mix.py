@@ -4,8 +4,9 @@
     ray job submit --working-dir . -- python recipes/build_mix.py --recipe demo --output URI
     python recipes/build_mix.py --recipe nemotron --sources YAML --encoder M --output out/nemotron
 
-`nemotron` and `f2llm` are the public halves of two papers' mixes (datagen.mixes), over sources of a
-YAML file as in recipes/public_pairs.py, or all of the catalogue that can be read now.
+`nemotron` and `f2llm` are the mixes of two papers (recipes/papers.py), over sources of a YAML file
+as in recipes/public_pairs.py, or all of the catalogue that can be read now. With --pool, LLMs write
+the synthetic part of `nemotron`.
 
 With plain `python` it starts Ray on this machine; inside a Ray job it joins the cluster. Building a
 recipe returns steps and runs nothing; one line in `main` runs them. Running again does nothing for
@@ -27,22 +28,21 @@ from datagen.clean import clean
 from datagen.decontaminate import decontaminate
 from datagen.dedup import dedup
 from datagen.holdout import HeldOut, hold_out
-from datagen.ingest import ingest, source
+from datagen.ingest import ingest
 from datagen.language import tag_language
 from datagen.mine import mine_negatives
-from datagen.mix import mix_documents, write_mix
+from datagen.mix import write_mix
 from datagen.mixes import MIXES
 from datagen.packaged import resolve_model
 from datagen.report import write_report
 from datagen.schema import UserError
-from datagen.sources import Source
 from datagen.sources.conversations import ConversationsSource
 from datagen.sources.gettext import GettextSource
 from datagen.sources.pycode import PycodeSource
 from datagen.stages import Stage
-from datagen.steps import Step, run_steps
+from datagen.steps import Step, in_order, run_steps
 from datagen.synthesize import LLM, RoundTrip, synthesize, write_tasks
-from recipes.public_pairs import public_pairs, read_sources
+from recipes.papers import from_arguments
 
 DISK_GIB = 2  # what a build of the demo may leave in --output; the least of any
 LANGUAGES_HELD_OUT = ("deu_Latn", "fra_Latn", "spa_Latn", "por_Latn", "ita_Latn", "nld_Latn")
@@ -127,57 +127,7 @@ def demo(*, cache: str, smoke: bool) -> list[Step]:
     return in_order(card)
 
 
-def published(
-    recipe: str,
-    *,
-    sources: Sequence[Source],
-    against: Sequence[str],
-    encoder: str,
-    cache: str,
-    variants: int = 1,
-) -> list[Step]:
-    """The mix of a paper over the sources at hand; `variants` differ in which rows they drew."""
-    told = MIXES[recipe]()
-    stages = told.stages_for([source.name for source in sources])
-    *_, pairs = public_pairs(sources, against=against)
-    model, _ = resolve_model(encoder, cache)
-    mined = mine_negatives(pairs, encoder=model, margin=0.95, negatives=told.max_negatives)
-    shared = None
-    if variants > 1:
-        mixes = [(stages, seed) for seed in range(variants)]
-        shared = mix_documents(pairs, mined, mixes=mixes, max_negatives=told.max_negatives)
-    cards = []
-    for seed in range(variants):
-        end = f"-{seed + 1}" if shared else ""
-        mix = write_mix(
-            pairs,
-            mined,
-            stages=stages,
-            seed=seed,
-            max_negatives=told.max_negatives,
-            documents=shared,
-            name=f"mix{end}",
-        )
-        report = write_report(mix, steps=in_order(mix)[:-1], name=f"report{end}")
-        cards.append(write_card(mix, report, title=f"{recipe}{end}", name=f"card{end}"))
-    return in_order(*cards)
-
-
 RECIPES: dict[str, Callable[..., list[Step]]] = {"demo": demo}
-
-
-def in_order(*last: Step) -> list[Step]:
-    """The steps that lead to the given ones, each after its inputs."""
-    found: dict[str, Step] = {}
-
-    def visit(step: Step) -> None:
-        for upstream in step.inputs.values():
-            visit(upstream)
-        found.setdefault(step.name, step)
-
-    for step in last:
-        visit(step)
-    return list(found.values())
 
 
 def check_disk(output: str, *, gib: float) -> None:
@@ -196,31 +146,6 @@ def check_disk(output: str, *, gib: float) -> None:
         )
 
 
-def _published(arguments: argparse.Namespace, cache: str) -> list[Step]:
-    """The steps that the arguments of a paper's recipe ask for."""
-    if arguments.encoder is None or arguments.variants < 1 or arguments.smoke:
-        raise UserError(
-            found=f"--encoder {arguments.encoder}, --variants {arguments.variants}"
-            + (", --smoke" if arguments.smoke else ""),
-            expected="a model to mine with, at least one variant, and all rows",
-            do="give --encoder, e.g. a folder of Qwen3-Embedding-8B or all-minilm-l6-v2",
-            exit_status=2,
-        )
-    recipe = MIXES[arguments.recipe]()
-    if arguments.sources:
-        sources = read_sources(arguments.sources)
-    else:
-        sources = [source("catalog", name=name) for name in recipe.ready()]
-    return published(
-        arguments.recipe,
-        sources=sources,
-        against=arguments.against,
-        encoder=arguments.encoder,
-        cache=cache,
-        variants=arguments.variants,
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -234,6 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     paper.add_argument("--against", nargs="+", default=[], metavar="TASKS", help="kept out")
     paper.add_argument("--encoder", metavar="M", help="model folder or packaged name, for mining")
     paper.add_argument("--variants", type=int, default=1, metavar="N", help="mixes to merge (1)")
+    paper.add_argument("--pool", metavar="FILE", help="LLMs that write, as YAML; or `nemotron`")
+    paper.add_argument(
+        "--written", type=float, default=1.0, metavar="P", help="share of the paper's rows (1)"
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     try:
@@ -249,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.recipe in RECIPES:
             steps = RECIPES[arguments.recipe](cache=cache, smoke=arguments.smoke)
         else:
-            steps = _published(arguments, cache)
+            steps = from_arguments(arguments, cache=cache)
         run_steps(steps, arguments.output)
     except UserError as error:
         print(error, file=sys.stderr)

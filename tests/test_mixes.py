@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from endpoint_server import EndpointServer
 from small_mix import build, mined, rows_of
+from test_synthesize_step import served
+from writing_server import WORDS, reply
 
 from datagen.clean import clean
 from datagen.compare_mixes import diff_mixes
@@ -24,7 +28,8 @@ from datagen.stages import Stage
 from datagen.steps import Context, Step, run_steps
 from datagen.store import Folder, read_table
 from datagen.verify import verify_mix
-from recipes.build_mix import main, published
+from recipes.build_mix import main
+from recipes.papers import published
 from recipes.public_pairs import read_sources
 
 
@@ -213,3 +218,32 @@ def test_two_variants_of_a_paper_s_mix(tmp_path: Path, model_cache: str) -> None
     assert one.stats["stages"]["finetune"]["source"].keys() <= set(names)
     assert (tmp_path / "out" / "mix-2" / "README.md").exists()
     assert verify_mix(str(tmp_path / "out" / "mix-2")) == []
+
+
+@pytest.mark.slow
+def test_llms_write_their_part_of_a_paper_s_mix(tmp_path: Path, model_cache: str) -> None:
+    told = faq(tmp_path, "nemotron/squad", 30)
+    draw = random.Random(0)
+    rows = [{"q": f"question {i}?", "a": " ".join(draw.sample(WORDS, 25))} for i in range(30)]
+    file = tmp_path / told["paths"][0]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump([told]))
+    with EndpointServer(reply=reply) as server:
+        llms = [served(server, name, languages=("eng", "deu")) for name in ("One", "Two")]
+        steps = published(
+            "nemotron",
+            sources=read_sources(str(tmp_path / "s.yaml")),
+            against=(),
+            encoder="all-minilm-l6-v2",
+            cache=model_cache,
+            llms=llms,
+            written=2e-6,
+        )
+        done = run_steps(steps, str(tmp_path / "out"), executor="local")
+    assert done["synthesize"].config["rows"] == {
+        "bitext": 1, "classification": 3, "retrieval": 14, "sts": 1,
+    }  # fmt: skip
+    written = done["mix"].stats["stages"]
+    assert written["pretrain"]["source"].keys() == {"synthetic_retrieval"}
+    assert {"nemotron/squad", "synthetic_classification"} <= written["finetune"]["source"].keys()
+    assert verify_mix(str(tmp_path / "out" / "mix")) == []

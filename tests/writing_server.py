@@ -22,6 +22,10 @@ def reply(body: Mapping[str, Any]) -> str:
     schema = body["response_format"]["json_schema"]["schema"]
     if {"task", "tasks"} & set(schema["properties"]):
         return json.dumps(_tasks(schema, draw, topic=said.split("\n")))
+    if "misleading_labels" in schema["properties"]:
+        label, *others = draw.sample(WORDS[:8], 3)
+        text = " ".join(draw.sample(WORDS[8:], 14))
+        return json.dumps({"text": text, "label": label, "misleading_labels": others})
     shown = said.split("Document:")[-1].split("\n")[0]
     document = [word for word in shown.split() if word.isalpha() and len(word) >= 6]
     return json.dumps(_value(schema, draw, document))
