@@ -25,7 +25,7 @@ from datagen.minhash import (
 
 PIECE = 1 << 12  # texts that a thread works on at once: bounds what is in memory beside the texts
 SLOW_PIECE = 1 << 11
-PAIRS = 1 << 13  # candidates verified at once
+PAIRS = 1 << 10  # candidates verified at once: their texts are folded beside the others
 
 
 def find_duplicates(
