@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
-from datagen.encode import CODE_VERSION, EncoderInfo
+from datagen.encode import CODE_VERSION
+from datagen.encoder_model import EncoderInfo
 from datagen.schema import UserError
 from datagen.store import Folder
 

@@ -20,7 +20,13 @@ from functools import partial
 from typing import Any
 
 from datagen.embed import embed, row_units, teachers_of
-from datagen.encode import PRECISIONS, EncoderInfo, inspect_encoder
+from datagen.encoder_model import (
+    PRECISIONS,
+    EncoderInfo,
+    EncoderModel,
+    encoder_model,
+    inspect_unit_encoder,
+)
 from datagen.mining_facts import mining_facts
 from datagen.mining_plan import make_plan, write_plan
 from datagen.mining_rules import Rules
@@ -34,7 +40,7 @@ from datagen.vectors import STORED
 def mine_negatives(
     deduped: Step,
     *,
-    encoder: str,
+    encoder: str | EncoderModel,
     margin: float | None = 0.95,
     negatives: int = 24,
     rules: Rules | None = None,
@@ -75,7 +81,7 @@ def mine_negatives(
 def embed_texts(
     deduped: Step,
     *,
-    encoder: str,
+    encoder: str | EncoderModel,
     max_length: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
@@ -92,7 +98,8 @@ def embed_texts(
 ) -> Step:
     """Vectors of the queries and documents of a step.
 
-    `encoder` is a model folder; the digest of its files, not its place, enters the configuration.
+    `encoder` is a model folder, a Hub id or an EncoderModel; the digest of its files, not its
+    place, enters the configuration.
     Prompts default to those that the folder declares, `max_length` (tokens) to the model's own.
     `dtype` is what the model computes in, `stored` what vectors are kept in. A batch has at most
     `batch_tokens` tokens (2,048 suit a CPU's cache, 65,536 a GPU), a unit of work `rows_per_unit`
@@ -101,7 +108,8 @@ def embed_texts(
     runs can share.
     """
     _check_precision(dtype, stored)
-    info = inspect_encoder(encoder)
+    model = encoder_model(encoder)
+    info = inspect_unit_encoder(model)
     embedding = {
         "encoder": info.digest,
         "max_length": max_length,
@@ -119,7 +127,7 @@ def embed_texts(
         version=1,
         config={"embedding": embedding},
         inputs={"deduped": deduped},
-        work=partial(embed, encoder=encoder, cache=cache, **resources),
+        work=partial(embed, encoder=model, cache=cache, **resources),
         summary="encode queries and documents",
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datagen.encode import inspect_encoder
+from datagen.encoder_model import EncoderModel, encoder_model, inspect_unit_encoder
 from datagen.mine import embed_texts, mine_negatives
 from datagen.mine_input import MiningInput, read_mining_input
 from datagen.mining_rules import Rules
@@ -22,7 +22,7 @@ def mine_files(
     documents: str | Sequence[str],
     output: str,
     *,
-    encoder: str | Sequence[str],
+    encoder: str | EncoderModel | Sequence[str | EncoderModel],
     margin: float | None = 0.95,
     negatives: int = 24,
     rules: Rules | None = None,
@@ -41,17 +41,18 @@ def mine_files(
     `embedding` is as in `embed_texts`; work in progress is kept in `output`/.work, from which the
     same command resumes, and deleted at the end. UserError for what cannot be used.
     """
-    encoders = [encoder] if isinstance(encoder, str) else list(encoder)
-    for path in encoders:
-        inspect_encoder(path)
+    several = [encoder] if isinstance(encoder, str | EncoderModel) else encoder
+    encoders = [encoder_model(one) for one in several]
+    for one in encoders:
+        inspect_unit_encoder(one)
     judge = load_reranker(reranker) if reranker else None
     rules = rules or Rules(margin=margin, negatives=negatives)
     data = read_mining_input(_listed(queries), _listed(documents))
     read = data.step()
     embedding = {"stored": "float32", **embedding}
     teachers = [
-        embed_texts(read, encoder=path, name=f"teacher-{number}", **embedding)
-        for number, path in enumerate(encoders[1:], 1)
+        embed_texts(read, encoder=one, name=f"teacher-{number}", **embedding)
+        for number, one in enumerate(encoders[1:], 1)
     ]
     mine = mine_negatives(
         read,

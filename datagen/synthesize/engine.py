@@ -40,7 +40,7 @@ class Engine:
         import torch
         import vllm
 
-        _let_numba_be()
+        let_numba_be()
         options: dict[str, Any] = {"enforce_eager": False}
         if not llm.num_gpus:
             # Ray and an earlier import of torch both decide the number of threads otherwise.
@@ -159,7 +159,7 @@ class Engine:
         return ids if first is None else [first, *ids]
 
 
-def _let_numba_be() -> None:
+def let_numba_be() -> None:
     """vLLM 0.32 on a CPU looks at `vars()` of all that all modules hold, and stumbles over
     llvmlite's lazy library, which an earlier step of this process may have loaded with numba."""
     try:

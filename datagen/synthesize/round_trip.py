@@ -21,7 +21,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datagen.encode import Encoder, inspect_encoder
+from datagen.encode import Encoder, Encodes
+from datagen.encoder_model import inspect_unit_encoder
 from datagen.schema import PAIR, UserError, document_id, format_document
 from datagen.steps import Context, UnitResult, Workers
 from datagen.store import Folder, open_shard
@@ -70,7 +71,7 @@ class RoundTrip:
         """What decides the ranks, as JSON; UserError for an encoder that cannot be used."""
         names = ("k", "documents", "dtype")
         decides = {name: getattr(self, name) for name in names}
-        digest = inspect_encoder(self.encoder).digest
+        digest = inspect_unit_encoder(self.encoder).digest
         return {"encoder": digest, "languages": sorted(self.languages), **decides}
 
     def workers(self) -> Workers:
