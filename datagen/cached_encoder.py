@@ -1,7 +1,7 @@
 """An encoder in front of the cache of vectors (datagen.embedding_cache)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +49,11 @@ class CachedEncoder:
             )
             self._spaces[prompt, stored] = EmbeddingCache(self._root, key)
         return self._spaces[prompt, stored]
+
+    def merge(self, prompts: Iterable[str], stored: str) -> None:
+        """Put the small segments of the spaces of some prompts together."""
+        for prompt in sorted(set(prompts)):
+            self.space(prompt, stored).merge()
 
     def encode(
         self, texts: Sequence[str], *, prompt: str = "", stored: Literal["float16", "float32"]

@@ -64,8 +64,7 @@ def _merge_segments(encoder: EncoderModel, embedding: Mapping[str, Any], cache: 
     known = CachedEncoder(
         encoder, root=cache, max_length=embedding["max_length"], dtype=embedding["dtype"]
     )
-    for prompt in sorted({embedding[f"{kind}_prompt"] for kind in TABLES}):
-        known.space(prompt, embedding["stored"]).merge()
+    known.merge([embedding[f"{kind}_prompt"] for kind in TABLES], embedding["stored"])
 
 
 def vector_shards(shards: Sequence[Shard]) -> dict[str, list[str]]:

@@ -65,6 +65,15 @@ class EncoderInfo:
     prompts: dict[str, str]
     unit: bool = True  # vectors have length 1
 
+    def query_prompt(self, given: str | None = None) -> str:
+        """What stands in front of a query: what is given, else what the model declares."""
+        return self.prompts.get("query", "") if given is None else given
+
+    def document_prompt(self, given: str | None = None) -> str:
+        """What stands in front of a document."""
+        declared = self.prompts.get("document", self.prompts.get("passage", ""))
+        return declared if given is None else given
+
 
 def encoder_model(encoder: str | EncoderModel) -> EncoderModel:
     """The encoder that a text names; `owner/name` and `owner/name@branch` become one commit."""

@@ -22,7 +22,6 @@ from typing import Any
 from datagen.embed import embed, row_units, teachers_of
 from datagen.encoder_model import (
     PRECISIONS,
-    EncoderInfo,
     EncoderModel,
     encoder_model,
     inspect_unit_encoder,
@@ -113,8 +112,8 @@ def embed_texts(
     embedding = {
         "encoder": info.digest,
         "max_length": max_length,
-        "queries_prompt": _prompt(info, query_prompt, "query"),
-        "documents_prompt": _prompt(info, document_prompt, "document", "passage"),
+        "queries_prompt": info.query_prompt(query_prompt),
+        "documents_prompt": info.document_prompt(document_prompt),
         "with_instruction": with_instruction,
         "dtype": dtype,
         "stored": stored,
@@ -139,12 +138,6 @@ def _resources(
     env = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
     workers = Workers(actors=actors, num_cpus=threads, num_gpus=gpus, env=env)
     return {"threads": threads, "workers": workers}
-
-
-def _prompt(info: EncoderInfo, given: str | None, *names: str) -> str:
-    if given is not None:
-        return given
-    return next((info.prompts[name] for name in names if name in info.prompts), "")
 
 
 def _check_precision(dtype: str, stored: str) -> None:
