@@ -305,8 +305,18 @@ def _mine(commands: Any) -> None:
         "--encoder",
         nargs="+",
         metavar="M",
-        help="model folder or packaged name; scores are the mean of several",
+        help="model folder, packaged name or Hub id (owner/name@revision); scores are the mean of "
+        "several",
     )
+    parser.add_argument("--engine", choices=("torch", "vllm"), default="torch", help="of encoders")
+    parser.add_argument(
+        "--pooling", choices=("mean", "cls", "last"), help="of a plain transformers encoder"
+    )
+    parser.add_argument(
+        "--normalise", action=argparse.BooleanOptionalAction, help="of its vectors, as it was made"
+    )
+    parser.add_argument("--query-prompt", metavar="TEXT", help="in place of what encoders declare")
+    parser.add_argument("--document-prompt", metavar="TEXT")
     parser.add_argument("--sweep", action="store_true", help="try rules on stored scores")
     parser.add_argument("--margins", nargs="+", type=float, metavar="P", help="of --sweep")
     parser.add_argument("--max-scores", nargs="+", type=float, metavar="S", help="of --sweep")
@@ -322,15 +332,25 @@ def _mine(commands: Any) -> None:
     parser.add_argument("--negatives", type=int, default=24, metavar="N", help="kept per query")
     parser.add_argument("--candidates", type=int, default=0, metavar="N", help="stored per query")
     parser.add_argument("--reranker", metavar="M", help="cross-encoder that judges a sample")
+    parser.add_argument(
+        "--judge", metavar="M", help="LLM that judges a sample: folder, name, Hub id or URL#NAME"
+    )
+    parser.add_argument("--judge-sample", type=int, default=500, metavar="N", help="negatives")
+    parser.add_argument(
+        "--key-variable", default="", metavar="NAME", help="environment variable with its key"
+    )
     parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="models, embeddings")
     _output(parser)
 
 
 def _run_mine(arguments: argparse.Namespace) -> int:
+    from datagen.encoder_model import stated_models
+    from datagen.judge_negatives import NegativeJudge
     from datagen.mine_files import mine_files, required
     from datagen.mining_rules import Rules
     from datagen.packaged import resolve_model
     from datagen.sweep import sweep_file
+    from datagen.synthesize.llm import from_model
 
     given = vars(arguments)
     rules = Rules(**{f.name: given[f.name] for f in dataclasses.fields(Rules) if f.name in given})
@@ -338,7 +358,19 @@ def _run_mine(arguments: argparse.Namespace) -> int:
         margins, caps = arguments.margins, arguments.max_scores
         return _done(sweep_file(arguments.output, rules, margins=margins, max_scores=caps))
     required(queries=arguments.queries, documents=arguments.documents, encoder=arguments.encoder)
-    encoders = [resolve_model(name, arguments.cache)[0] for name in arguments.encoder]
+    encoders = stated_models(
+        [resolve_model(name, arguments.cache)[0] for name in arguments.encoder],
+        engine=arguments.engine,
+        pooling=arguments.pooling,
+        normalise=arguments.normalise,
+    )
+    judge = arguments.judge and NegativeJudge(
+        llm=from_model(arguments.judge, key_variable=arguments.key_variable),
+        cache=arguments.cache,
+        sample=arguments.judge_sample,
+        seed=arguments.seed,
+        responses=f"{arguments.cache}/responses",
+    )
     return _done(
         mine_files(
             arguments.queries,
@@ -348,6 +380,9 @@ def _run_mine(arguments: argparse.Namespace) -> int:
             rules=rules,
             candidates=arguments.candidates,
             reranker=arguments.reranker,
+            judge=judge or None,
+            query_prompt=arguments.query_prompt,
+            document_prompt=arguments.document_prompt,
             cache=f"{arguments.cache}/embeddings",
         )
     )

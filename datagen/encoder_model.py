@@ -15,7 +15,8 @@ code of a model runs: its modules must be Sentence Transformers' own, its weight
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,25 @@ def encoder_model(encoder: str | EncoderModel) -> EncoderModel:
         return model
     given = {name: getattr(model, name) for name in ("engine", "pooling", "normalise", "options")}
     return EncoderModel(place=found.repo, revision=found.commit(), **given)
+
+
+def stated_models(
+    names: Sequence[str],
+    *,
+    engine: Literal["torch", "vllm"] = "torch",
+    pooling: Literal["mean", "cls", "last"] | None = None,
+    normalise: bool | None = None,
+) -> list[EncoderModel]:
+    """The encoders of a command line; pooling and normalisation are those of the plain ones."""
+    models = [encoder_model(EncoderModel(place=name, engine=engine)) for name in names]
+    plain = [not has_modules(Path(model.folder())) for model in models]
+    if (pooling is not None or normalise is not None) and not any(plain):
+        models = [replace(models[0], pooling=pooling, normalise=normalise)]
+        check_stated(models[0], Path(models[0].folder()))
+    return [
+        replace(model, pooling=pooling, normalise=normalise) if silent else model
+        for model, silent in zip(models, plain, strict=True)
+    ]
 
 
 def inspect_encoder(encoder: str | EncoderModel) -> EncoderInfo:

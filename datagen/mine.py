@@ -26,6 +26,7 @@ from datagen.encoder_model import (
     encoder_model,
     inspect_unit_encoder,
 )
+from datagen.judge_negatives import NegativeJudge, judge_mined
 from datagen.mining_facts import mining_facts
 from datagen.mining_plan import make_plan, write_plan
 from datagen.mining_rules import Rules
@@ -46,6 +47,7 @@ def mine_negatives(
     candidates: int = 0,
     embedded: Step | None = None,
     teachers: Sequence[Step] = (),
+    judge: NegativeJudge | None = None,
     queries_per_unit: int = 4096,
     name: str = "mine",
     **embedding: Any,
@@ -55,7 +57,8 @@ def mine_negatives(
     `margin` and `negatives` are short for the `rules` with no others. `candidates` of each query
     are stored with their scores, so that other rules can be tried (datagen.sweep). `encoder` and
     `embedding` are as in `embed_texts`; `embedded` is a step that has encoded the same texts so
-    already, `teachers` are such steps with other encoders: scores are then the mean of all.
+    already, `teachers` are such steps with other encoders: scores are then the mean of all. A
+    `judge` says of a sample how many answer their query after all (datagen.judge_negatives).
     """
     rules = rules or Rules(negatives=negatives, margin=margin)
     embed_step = embed_texts(deduped, encoder=encoder, **embedding)
@@ -64,6 +67,7 @@ def mine_negatives(
         "rules": rules.record(),
         "candidates": candidates,
         "queries_per_unit": queries_per_unit,
+        **({"judge": judge.config()} if judge else {}),
     }
     earlier = {f"teacher_{i}": step for i, step in enumerate(teachers)}
     earlier |= {"embedded": embedded} if embedded else {}
@@ -72,7 +76,7 @@ def mine_negatives(
         version=2,
         config=config,
         inputs={"deduped": deduped, **earlier},
-        work=partial(_mine, encode=embed_step.work, **_resources(**embedding)),
+        work=partial(_mine, encode=embed_step.work, judge=judge, **_resources(**embedding)),
         summary="encode queries and documents, find hard negatives by exact top-k",
     )
 
@@ -152,7 +156,12 @@ def _check_precision(dtype: str, stored: str) -> None:
 
 
 def _mine(
-    context: Context, *, encode: Callable[[Context], Any], threads: int, workers: Workers
+    context: Context,
+    *,
+    encode: Callable[[Context], Any],
+    judge: NegativeJudge | None,
+    threads: int,
+    workers: Workers,
 ) -> None:
     if "embedded" not in context.inputs:
         encode(context)
@@ -182,3 +191,5 @@ def _mine(
         context.folder, shards, queries["source"], negatives=config["rules"]["negatives"]
     )
     context.folder.delete_folder("plan")
+    if judge is not None:
+        judge_mined(context, judge)

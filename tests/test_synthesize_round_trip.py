@@ -152,7 +152,7 @@ def test_a_build_encodes_each_text_once(tmp_path, model_cache, monkeypatch):
 def test_prompts_are_those_of_mining(tmp_path, model_cache):
     from tiny_encoder import tiny_export
 
-    folder = tiny_export(tmp_path / "m", prompts={"query": "q: ", "passage": "d: "})
+    folder = tiny_export(tmp_path / "m", prompts={"query": "q: ", "document": "d: "})
     config = RoundTrip(encoder=folder).config()
     assert (config["query_prompt"], config["document_prompt"]) == ("q: ", "d: ")
     assert RoundTrip(encoder=folder, document_prompt="").config()["document_prompt"] == ""
