@@ -17,6 +17,7 @@ import numpy as np
 
 from datagen.encoder_model import EncoderModel, has_modules, read_json
 from datagen.schema import UserError
+from datagen.threads import set_openmp_threads
 
 KV_CACHE_BYTES = 1 << 28  # on a CPU; encoders keep little or nothing between steps
 _CALL_BATCHES = 4  # batches of one call: enough to keep the engine full, soon enough to be kept
@@ -50,10 +51,11 @@ class VllmEngine:
 
         let_numba_be()
         self._unit, self._batch_tokens = model.normalise is not False, batch_tokens
+        self._threads = threads if device == "cpu" or not torch.cuda.is_available() else 0
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         options: dict[str, Any] = {"dtype": dtype}
-        if device == "cpu" or not torch.cuda.is_available():
-            torch.set_num_threads(threads)
+        if self._threads:
+            set_openmp_threads(threads)
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
         self._max_length = max_length or folder_length(folder, self._tokenizer)
         how: dict[str, Any] = {"seq_pooling_type": _POOLING[pooling], "use_activation": False}
@@ -69,6 +71,8 @@ class VllmEngine:
         """(row numbers, float32 vectors) of the texts, some batches at a time."""
         from datagen.encode import token_batches
 
+        if self._threads:  # this may be another thread than that which loaded the model
+            set_openmp_threads(self._threads)
         tokens = self._tokenizer(list(texts), truncation=True, max_length=self._max_length)
         ids = tokens["input_ids"]
         size = _CALL_BATCHES * self._batch_tokens
