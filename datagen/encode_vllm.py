@@ -59,13 +59,21 @@ class VllmEngine:
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
         self._max_length = max_length or folder_length(folder, self._tokenizer)
         how: dict[str, Any] = {"seq_pooling_type": _POOLING[pooling], "use_activation": False}
-        self._vllm = vllm.LLM(
-            model=str(folder),
-            runner="pooling",
-            convert="embed",
-            pooler_config=vllm.config.PoolerConfig(**how),
-            **{"max_model_len": self._max_length, **options, **dict(model.options)},
-        )
+        try:
+            self._vllm = vllm.LLM(
+                model=str(folder),
+                runner="pooling",
+                convert="embed",
+                load_format="safetensors",
+                pooler_config=vllm.config.PoolerConfig(**how),
+                **{"max_model_len": self._max_length, **options, **dict(model.options)},
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                found=f"vLLM does not load {model.place}: {error}",
+                expected="a model that its pooling runner knows, and room for it",
+                do="encode it with the engine torch, or mend the options",
+            ) from error
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(row numbers, float32 vectors) of the texts, some batches at a time."""

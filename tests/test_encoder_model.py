@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hub_server import HubState, Repository
 from hub_server import upload_hub as upload_hub
 
 from datagen import hub_models
 from datagen.cached_encoder import CachedEncoder
+from datagen.cli import main
 from datagen.encode import Encoder
 from datagen.encode_vllm import VllmEngine, folder_pooling
 from datagen.encoder_model import (
@@ -19,6 +22,7 @@ from datagen.encoder_model import (
     encoder_model,
     inspect_encoder,
     inspect_unit_encoder,
+    stated_models,
 )
 from datagen.schema import UserError
 
@@ -129,6 +133,40 @@ def test_what_vllm_might_leave_out_is_refused_before_it_loads(minilm, tmp_path, 
     (folder / name).write_text(change((folder / name).read_text()))
     with pytest.raises(UserError, match="engine torch"):
         Encoder(EncoderModel(place=str(folder), engine="vllm"))
+
+
+def test_what_the_command_line_states_is_of_the_plain_encoders(plain, minilm):
+    both = stated_models([minilm, plain], pooling="last", normalise=True)
+    assert both == [
+        EncoderModel(place=minilm),
+        EncoderModel(place=plain, pooling="last", normalise=True),
+    ]
+    with pytest.raises(UserError, match=r"a modules\.json of its own"):
+        stated_models([minilm], pooling="last", normalise=True)
+    (fast,) = stated_models([minilm], engine="vllm")
+    assert fast == EncoderModel(place=minilm, engine="vllm")
+
+
+def test_the_command_mines_with_a_plain_encoder_and_prompts(plain, tmp_path, capsys):
+    documents = [{"doc_id": i, "text": f"{text} {i}"} for i, text in enumerate(TEXTS)]
+    queries = [{"query_id": i, "query": text, "positives": [i]} for i, text in enumerate(TEXTS)]
+    for name, rows in (("queries", queries), ("documents", documents)):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    command = ["mine", "--encoder", plain, "--margin", "1", "--output", str(tmp_path / "out")]
+    command += ["--cache", str(tmp_path / "cache")]
+    for name in ("queries", "documents"):
+        command += [f"--{name}", str(tmp_path / f"{name}.parquet")]
+    assert main(command) == 2
+    assert "--pooling and --normalise" in capsys.readouterr().err
+    stated = ["--pooling", "mean", "--normalise", "--query-prompt", "q: "]
+    assert main([*command, *stated]) == 0
+    mined = pq.read_table(tmp_path / "out" / "mined.parquet").to_pylist()
+    model = EncoderModel(place=plain, pooling="mean", normalise=True)
+    encoder = Encoder(model, device="cpu")
+    asked = encoder.encode(TEXTS, prompt="q: ", stored="float32")
+    found = encoder.encode([row["text"] for row in documents], stored="float32")
+    scores = [row["positive_scores"][0] for row in mined]
+    np.testing.assert_allclose(scores, (asked * found).sum(axis=1), atol=1e-5)
 
 
 # --- the Hub -----------------------------------------------------------------------------------
