@@ -164,7 +164,7 @@ def check_stated(model: EncoderModel, folder: Path) -> None:
             "vector",
             expected=f"pooling ({', '.join(POOLINGS)}) and normalise (true or false) as its makers "
             "trained it",
-            do="state both: --pooling and --normalise or --no-normalise, in Python "
+            do="state both: datagen mine --pooling mean --normalise, in Python "
             "EncoderModel(place=..., pooling=..., normalise=...)",
             exit_status=2,
         )

@@ -165,7 +165,8 @@ def test_a_kill_costs_only_what_was_in_flight(tmp_path, model):
     resumed = encoder(model, root)
     kept = resumed.space("", "float16").rows()
     there, _ = resumed.space("", "float16").find(texts)
-    assert 0 < kept == there.sum() < len(texts)
+    assert 0 < there.sum() < len(texts)
+    assert kept >= there.sum()  # more: killed between putting segments together and deleting them
     some = [texts[i] for i in np.flatnonzero(there)[:50]] + ["one more"]
     fresh = Encoder(model, device="cpu").encode(some, stored="float16")
     assert resumed.encode(some, stored="float16").tobytes() == fresh.tobytes()

@@ -157,7 +157,7 @@ def test_the_command_mines_with_a_plain_encoder_and_prompts(plain, tmp_path, cap
     for name in ("queries", "documents"):
         command += [f"--{name}", str(tmp_path / f"{name}.parquet")]
     assert main(command) == 2
-    assert "--pooling and --normalise" in capsys.readouterr().err
+    assert "--pooling mean --normalise" in capsys.readouterr().err
     stated = ["--pooling", "mean", "--normalise", "--query-prompt", "q: "]
     assert main([*command, *stated]) == 0
     mined = pq.read_table(tmp_path / "out" / "mined.parquet").to_pylist()

@@ -76,6 +76,16 @@ def test_verdicts_reasons_estimate_and_ledger(tmp_path, model):
     assert table["title"] == "mine, judged_negatives" and table["rows"][0]["rate"] == 0.5
 
 
+def test_nothing_mined_is_nothing_judged(tmp_path, model):
+    llm = LLM(name="J", model="m", licence="MIT", endpoint="http://127.0.0.1:9/v1")
+    judge = NegativeJudge(llm=llm, cache="")
+    _, manifest = mine_by_hand(
+        tmp_path, model, [query("a", 0, ["p"])], [document("p", 0)], judge=judge
+    )
+    facts = manifest.stats["judged_negatives"]
+    assert (facts["asked"], facts["judged"], facts["rate"]) == (0, 0, None)
+
+
 def test_a_larger_sample_asks_only_for_what_is_new(tmp_path, model):
     with EndpointServer(reply=says) as server:
         more = {"llm": served(server, "Judge"), "cache": "", "responses": str(tmp_path / "kept")}

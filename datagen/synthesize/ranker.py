@@ -12,7 +12,7 @@ from datagen.schema import document_id, format_document
 from datagen.threads import Run
 
 NOT_JUDGED = 0
-STORED: Literal["float16"] = "float16"  # as mining keeps vectors
+Stored = Literal["float16", "float32"]
 
 
 def positive_ranks(
@@ -43,10 +43,12 @@ class Ranker:
         *,
         query_prompt: str = "",
         document_prompt: str = "",
+        stored: Stored = "float16",
     ):
         self._encoder, self._languages = encoder, list(languages)
         self._ids, self._vectors = ids, vectors
         self._query_prompt, self._document_prompt = query_prompt, document_prompt
+        self._stored: Stored = stored
 
     def ranks(self, pairs: pa.Table) -> np.ndarray:
         """Rank [n] of each pair's document for its query among the given documents and those of
@@ -64,13 +66,13 @@ class Ranker:
         own = dict(found)
         numbers = {key: number for number, key in enumerate(own)}
         documents = self._encoder.encode(
-            list(own.values()), prompt=self._document_prompt, stored=STORED
+            list(own.values()), prompt=self._document_prompt, stored=self._stored
         )
         others = np.array([key not in own for key in self._ids], bool)
         if others.any():
             documents = np.concatenate([documents, self._vectors[others]])
         queries = rows["query"].to_pylist()
-        vectors = self._encoder.encode(queries, prompt=self._query_prompt, stored=STORED)
+        vectors = self._encoder.encode(queries, prompt=self._query_prompt, stored=self._stored)
         positives = np.array([numbers[key] for key, _ in found])
         ranks[judged.to_numpy()] = positive_ranks(vectors, documents, positives)
         return ranks

@@ -31,7 +31,7 @@ from datagen.steps import Context, UnitResult, Workers
 from datagen.store import Folder, open_shard
 from datagen.synthesize.knobs import PROGRAMMING_LANGUAGES
 from datagen.synthesize.languages import check_languages
-from datagen.synthesize.ranker import STORED, Ranker
+from datagen.synthesize.ranker import Ranker, Stored
 from datagen.vectors import Embeddings, embedding_schema, embedding_table
 
 ROUND_TRIP = "round_trip"
@@ -41,7 +41,6 @@ PER_TURN = 10**6  # room for the shards of one turn
 RANKS = pa.schema(
     [pa.field("request", pa.string(), nullable=False), pa.field("rank", pa.int64(), nullable=False)]
 )
-SAMPLED = embedding_schema("doc_id", STORED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +53,7 @@ class RoundTrip:
     k: int = DEFAULT_K
     documents: int = DOCUMENTS  # of the run's, those with the lowest ids; 0: all
     dtype: str = "float32"
+    stored: Stored = "float16"  # as mining keeps them in a build; its command keeps float32
     query_prompt: str | None = None  # None: what the encoder declares
     document_prompt: str | None = None
     cache: str | None = None  # of vectors; None: `embeddings` beside the folder of steps
@@ -74,7 +74,7 @@ class RoundTrip:
 
     def config(self) -> dict[str, Any]:
         """What decides the ranks, as JSON; UserError for an encoder that cannot be used."""
-        names = ("k", "documents", "dtype")
+        names = ("k", "documents", "dtype", "stored")
         decides = {name: getattr(self, name) for name in names}
         info = inspect_unit_encoder(self.encoder)
         prompts = {
@@ -105,12 +105,12 @@ def sampled(context: Context, test: RoundTrip) -> list[str]:
     context.map_units(
         units,
         _EncodeSample,
-        schemas={"sampled_documents": SAMPLED},
+        schemas={"sampled_documents": embedding_schema("doc_id", test.stored)},
         phase="sample",
         workers=test.workers(),
         constructor={"encoder": known, "languages": test.languages},
     )
-    known.make().merge(known.prompts, STORED)
+    known.make().merge(known.prompts, known.stored)
     return [shard.name for shard in context.shards if shard.table == "sampled_documents"]
 
 
@@ -138,7 +138,7 @@ def ranked(
             "sample": list(sample),
         },
     )
-    known.make().merge(known.prompts, STORED)
+    known.make().merge(known.prompts, known.stored)
     tables = [open_shard(context.folder, shard.name) for shard in context.shards[before:]]
     rows = pa.concat_tables([RANKS.empty_table(), *tables])
     return dict(zip(rows["request"].to_pylist(), rows["rank"].to_pylist(), strict=True))
@@ -159,6 +159,7 @@ class _Known:
     model: EncoderModel
     cache: str
     dtype: str
+    stored: Stored
     query_prompt: str
     document_prompt: str
 
@@ -168,6 +169,7 @@ class _Known:
         return cls(
             model=encoder_model(test.encoder),
             cache=test.cache or default_cache(context),
+            stored=test.stored,
             **{name: config[name] for name in ("dtype", "query_prompt", "document_prompt")},
         )
 
@@ -184,17 +186,18 @@ class _EncodeSample:
 
     def __init__(self, *, encoder: _Known, languages: Sequence[str]):
         self.encoder, self.languages = encoder.make(), languages
-        self.prompt = encoder.document_prompt
+        self.prompt, self.stored = encoder.document_prompt, encoder.stored
 
     def __call__(self, unit: Mapping[str, Any]) -> UnitResult:
         rows = _public(open_shard(Folder(unit["folder"]), unit["shard"]), self.languages)
         rows = rows.filter(pc.less_equal(rows["doc_id"], unit["last"]))
         if not rows.num_rows:
-            return UnitResult(tables={"sampled_documents": SAMPLED.empty_table()})
+            return UnitResult(tables={})
         sides = zip(rows["title"].to_pylist(), rows["text"].to_pylist(), strict=True)
         texts = [format_document(*side) for side in sides]
-        vectors = self.encoder.encode(texts, prompt=self.prompt, stored=STORED)
-        table = embedding_table(rows["doc_id"], vectors, SAMPLED)
+        vectors = self.encoder.encode(texts, prompt=self.prompt, stored=self.stored)
+        schema = embedding_schema("doc_id", self.stored)
+        table = embedding_table(rows["doc_id"], vectors, schema)
         return UnitResult(tables={"sampled_documents": table})
 
 
@@ -206,8 +209,8 @@ class _Rank:
     ):
         self.folder = Folder(folder)
         tables = [open_shard(self.folder, name) for name in sample]
-        ids = pa.concat_tables([SAMPLED.empty_table(), *tables])["doc_id"].to_pylist()
-        vectors = Embeddings(self.folder, sample)[:] if ids else np.empty((0, 0), np.float16)
+        ids = [doc_id for table in tables for doc_id in table["doc_id"].to_pylist()]
+        vectors = Embeddings(self.folder, sample)[:] if ids else np.empty((0, 0), encoder.stored)
         self.ranker = Ranker(
             encoder.make(),
             ids,
@@ -215,6 +218,7 @@ class _Rank:
             languages,
             query_prompt=encoder.query_prompt,
             document_prompt=encoder.document_prompt,
+            stored=encoder.stored,
         )
 
     def __call__(self, unit: Mapping[str, Any]) -> UnitResult:
