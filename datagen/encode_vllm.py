@@ -9,7 +9,7 @@ Modules that vLLM might leave out (a projection, prompts excluded from pooling) 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,36 +44,42 @@ class VllmEngine:
         for key, value in {**environment, "VLLM_NO_USAGE_STATS": "1"}.items():
             os.environ.setdefault(key, value)
         import torch
-        import vllm
-        from transformers import AutoTokenizer
 
-        from datagen.synthesize.engine import let_numba_be
-
-        let_numba_be()
         self._unit, self._batch_tokens = model.normalise is not False, batch_tokens
         self._threads = threads if device == "cpu" or not torch.cuda.is_available() else 0
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        options: dict[str, Any] = {"dtype": dtype}
+        options: dict[str, Any] = {"dtype": dtype, "load_format": "safetensors"}
         if self._threads:
             set_openmp_threads(threads)
             options |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_CACHE_BYTES}
-        self._max_length = max_length or folder_length(folder, self._tokenizer)
-        how: dict[str, Any] = {"seq_pooling_type": _POOLING[pooling], "use_activation": False}
         try:
-            self._vllm = vllm.LLM(
-                model=str(folder),
-                runner="pooling",
-                convert="embed",
-                load_format="safetensors",
-                pooler_config=vllm.config.PoolerConfig(**how),
-                **{"max_model_len": self._max_length, **options, **dict(model.options)},
-            )
+            self._load(folder, _POOLING[pooling], max_length, {**options, **dict(model.options)})
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 found=f"vLLM does not load {model.place}: {error}",
                 expected="a model that its pooling runner knows, and room for it",
                 do="encode it with the engine torch, or mend the options",
             ) from error
+
+    def _load(
+        self, folder: Path, pooling: str, max_length: int | None, options: Mapping[str, Any]
+    ) -> None:
+        import vllm
+        from transformers import AutoTokenizer
+
+        from datagen.synthesize.engine import let_numba_be
+
+        let_numba_be()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._max_length = max_length or folder_length(folder, self._tokenizer)
+        # Unit length is given in float32 here.
+        how: dict[str, Any] = {"seq_pooling_type": pooling, "use_activation": False}
+        self._vllm = vllm.LLM(
+            model=str(folder),
+            runner="pooling",
+            convert="embed",
+            pooler_config=vllm.config.PoolerConfig(**how),
+            **{"max_model_len": self._max_length, **options},
+        )
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(row numbers, float32 vectors) of the texts, some batches at a time."""
@@ -104,7 +110,8 @@ def folder_pooling(folder: Path) -> str:
     ]
     modes = [named] if isinstance(named, str) else list(named)
     lower = read_json(folder / "sentence_bert_config.json").get("do_lower_case", False)
-    simple = set(modules) <= _SIMPLE and config.get("include_prompt", True) and not lower
+    whole = set(modules) <= _SIMPLE and modules.get("Transformer") == ""
+    simple = whole and config.get("include_prompt", True) and not lower
     if not simple or len(modes) != 1 or modes[0] not in _POOLING:
         raise UserError(
             found=f"{folder}: modules {', '.join(modules)}; pooling {', '.join(modes) or 'none'}",

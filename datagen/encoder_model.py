@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datagen.hub_models import fetch_model, hub_name
+from datagen.hub_models import HubName, fetch_model, hub_name
 from datagen.schema import UserError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -33,7 +33,7 @@ _MODULES = "modules.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderModel:
-    """An encoder. `place` is a folder, or a Hub id with the commit `revision`."""
+    """An encoder. `place` is a folder, or a Hub id with its `revision`: a commit, branch or tag."""
 
     place: str
     revision: str = ""
@@ -79,12 +79,13 @@ class EncoderInfo:
 def encoder_model(encoder: str | EncoderModel) -> EncoderModel:
     """The encoder that a text names; `owner/name` and `owner/name@branch` become one commit."""
     model = EncoderModel(place=encoder) if isinstance(encoder, str) else encoder
-    found = None if model.revision else hub_name(model.place)
+    if model.revision:
+        return replace(model, revision=HubName(model.place, model.revision).commit())
+    found = hub_name(model.place)
     # `models/minilm` beside a folder `models` is a path that does not exist, not a Hub id.
     if found is None or Path(model.place).is_dir() or Path(found.repo).parent.is_dir():
         return model
-    given = {name: getattr(model, name) for name in ("engine", "pooling", "normalise", "options")}
-    return EncoderModel(place=found.repo, revision=found.commit(), **given)
+    return replace(model, place=found.repo, revision=found.commit())
 
 
 def stated_models(

@@ -195,6 +195,7 @@ def hub(upload_hub: HubState, minilm) -> Iterator[HubState]:
 def test_a_model_of_the_hub_is_the_same_as_its_folder(hub, minilm, tmp_path, monkeypatch):
     model = encoder_model("org/minilm")
     assert (model.place, model.revision) == ("org/minilm", "0" * 40)
+    assert encoder_model(EncoderModel(place="org/minilm", revision="main")) == model
     assert inspect_encoder(model) == inspect_encoder(minilm)
     names = {path.name for path in Path(model.folder()).rglob("*")}
     assert "model.safetensors" in names and not names & {"pytorch_model.bin", "code.py"}
