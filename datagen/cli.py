@@ -345,12 +345,11 @@ def _mine(commands: Any) -> None:
 
 def _run_mine(arguments: argparse.Namespace) -> int:
     from datagen.encoder_model import stated_models
-    from datagen.judge_negatives import NegativeJudge
+    from datagen.judge_negatives import NegativeJudge, judge_llm
     from datagen.mine_files import mine_files, required
     from datagen.mining_rules import Rules
     from datagen.packaged import resolve_model
     from datagen.sweep import sweep_file
-    from datagen.synthesize.llm import from_model
 
     given = vars(arguments)
     rules = Rules(**{f.name: given[f.name] for f in dataclasses.fields(Rules) if f.name in given})
@@ -365,7 +364,7 @@ def _run_mine(arguments: argparse.Namespace) -> int:
         normalise=arguments.normalise,
     )
     judge = arguments.judge and NegativeJudge(
-        llm=from_model(arguments.judge, key_variable=arguments.key_variable),
+        llm=judge_llm(arguments.judge, key_variable=arguments.key_variable),
         cache=arguments.cache,
         sample=arguments.judge_sample,
         seed=arguments.seed,
