@@ -296,7 +296,9 @@ def _mine(commands: Any) -> None:
         "positives, positive_scores, negatives, negative_scores.\nExact top-k; a negative "
         "scores at most --margin times the lowest positive (sign-safe); rules combine.\n"
         "--candidates N also writes candidates.parquet: the best N of each query with their scores."
-        "\n--sweep reads it in DIR and writes sweep.json: what other rules would give, in seconds.",
+        "\n--sweep reads it in DIR and writes sweep.json: what other rules would give, in seconds."
+        "\n--judge M also writes judged.parquet: whether negatives of a sample answer their query "
+        "after all, and why.",
         example="datagen mine --queries q.parquet --documents d.parquet --encoder M --output out",
     )
     parser.add_argument("--queries", nargs="+", metavar="Q", help=FILES)
