@@ -24,7 +24,7 @@ from datagen.encode import Encoder
 from datagen.packaged import default_cache, resolve_model
 from datagen.synthesize.diversity import distinct, similarity
 from datagen.synthesize.near import Pool
-from datagen.synthesize.round_trip import positive_ranks
+from datagen.synthesize.ranker import positive_ranks
 from datagen.synthesize.written_language import other_language
 
 CLASSES = {

@@ -1,13 +1,14 @@
 """An encoder in front of the cache of vectors (datagen.embedding_cache)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from datagen.embedding_cache import EmbeddingCache, space_key
-from datagen.encode import Encoder, inspect_encoder
+from datagen.encode import Encoder
+from datagen.encoder_model import EncoderModel, encoder_model, inspect_encoder
 from datagen.vectors import STORED
 
 FLUSH_S = 2.0
@@ -18,7 +19,7 @@ class CachedEncoder:
 
     def __init__(
         self,
-        path: str,
+        encoder: str | EncoderModel,
         *,
         root: str,
         max_length: int | None = None,
@@ -26,9 +27,10 @@ class CachedEncoder:
         flush_s: float = FLUSH_S,
         **options: Any,
     ):
-        self._path, self._root, self._flush_s = path, root, flush_s
+        self._model = encoder_model(encoder)
+        self._root, self._flush_s = root, flush_s
         self._max_length, self._dtype, self._options = max_length, dtype, options
-        self._info = inspect_encoder(path)
+        self._info = inspect_encoder(self._model)
         self._encoder: Encoder | None = None
         self._spaces: dict[tuple[str, str], EmbeddingCache] = {}
         self.found = self.encoded = 0  # texts, since it was made
@@ -47,6 +49,11 @@ class CachedEncoder:
             )
             self._spaces[prompt, stored] = EmbeddingCache(self._root, key)
         return self._spaces[prompt, stored]
+
+    def merge(self, prompts: Iterable[str], stored: str) -> None:
+        """Put the small segments of the spaces of some prompts together."""
+        for prompt in sorted(set(prompts)):
+            self.space(prompt, stored).merge()
 
     def encode(
         self, texts: Sequence[str], *, prompt: str = "", stored: Literal["float16", "float32"]
@@ -75,7 +82,7 @@ class CachedEncoder:
     ) -> np.ndarray:
         if self._encoder is None:
             self._encoder = Encoder(
-                self._path, max_length=self._max_length, dtype=self._dtype, **self._options
+                self._model, max_length=self._max_length, dtype=self._dtype, **self._options
             )
         done: list[tuple[np.ndarray, np.ndarray]] = []
         kept, flushed = 0, time.monotonic()

@@ -296,7 +296,9 @@ def _mine(commands: Any) -> None:
         "positives, positive_scores, negatives, negative_scores.\nExact top-k; a negative "
         "scores at most --margin times the lowest positive (sign-safe); rules combine.\n"
         "--candidates N also writes candidates.parquet: the best N of each query with their scores."
-        "\n--sweep reads it in DIR and writes sweep.json: what other rules would give, in seconds.",
+        "\n--sweep reads it in DIR and writes sweep.json: what other rules would give, in seconds."
+        "\n--judge M also writes judged.parquet: whether negatives of a sample answer their query "
+        "after all, and why.",
         example="datagen mine --queries q.parquet --documents d.parquet --encoder M --output out",
     )
     parser.add_argument("--queries", nargs="+", metavar="Q", help=FILES)
@@ -305,8 +307,18 @@ def _mine(commands: Any) -> None:
         "--encoder",
         nargs="+",
         metavar="M",
-        help="model folder or packaged name; scores are the mean of several",
+        help="model folder, packaged name or Hub id (owner/name@revision); scores are the mean of "
+        "several",
     )
+    parser.add_argument("--engine", choices=("torch", "vllm"), default="torch", help="of encoders")
+    parser.add_argument(
+        "--pooling", choices=("mean", "cls", "last"), help="of a plain transformers encoder"
+    )
+    parser.add_argument(
+        "--normalise", action=argparse.BooleanOptionalAction, help="of its vectors, as it was made"
+    )
+    parser.add_argument("--query-prompt", metavar="TEXT", help="in place of what encoders declare")
+    parser.add_argument("--document-prompt", metavar="TEXT")
     parser.add_argument("--sweep", action="store_true", help="try rules on stored scores")
     parser.add_argument("--margins", nargs="+", type=float, metavar="P", help="of --sweep")
     parser.add_argument("--max-scores", nargs="+", type=float, metavar="S", help="of --sweep")
@@ -322,11 +334,20 @@ def _mine(commands: Any) -> None:
     parser.add_argument("--negatives", type=int, default=24, metavar="N", help="kept per query")
     parser.add_argument("--candidates", type=int, default=0, metavar="N", help="stored per query")
     parser.add_argument("--reranker", metavar="M", help="cross-encoder that judges a sample")
+    parser.add_argument(
+        "--judge", metavar="M", help="LLM that judges a sample: folder, name, Hub id or URL#NAME"
+    )
+    parser.add_argument("--judge-sample", type=int, default=500, metavar="N", help="negatives")
+    parser.add_argument(
+        "--key-variable", default="", metavar="NAME", help="environment variable with its key"
+    )
     parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="models, embeddings")
     _output(parser)
 
 
 def _run_mine(arguments: argparse.Namespace) -> int:
+    from datagen.encoder_model import stated_models
+    from datagen.judge_negatives import NegativeJudge, judge_llm
     from datagen.mine_files import mine_files, required
     from datagen.mining_rules import Rules
     from datagen.packaged import resolve_model
@@ -338,7 +359,19 @@ def _run_mine(arguments: argparse.Namespace) -> int:
         margins, caps = arguments.margins, arguments.max_scores
         return _done(sweep_file(arguments.output, rules, margins=margins, max_scores=caps))
     required(queries=arguments.queries, documents=arguments.documents, encoder=arguments.encoder)
-    encoders = [resolve_model(name, arguments.cache)[0] for name in arguments.encoder]
+    encoders = stated_models(
+        [resolve_model(name, arguments.cache)[0] for name in arguments.encoder],
+        engine=arguments.engine,
+        pooling=arguments.pooling,
+        normalise=arguments.normalise,
+    )
+    judge = arguments.judge and NegativeJudge(
+        llm=judge_llm(arguments.judge, key_variable=arguments.key_variable),
+        cache=arguments.cache,
+        sample=arguments.judge_sample,
+        seed=arguments.seed,
+        responses=f"{arguments.cache}/responses",
+    )
     return _done(
         mine_files(
             arguments.queries,
@@ -348,6 +381,9 @@ def _run_mine(arguments: argparse.Namespace) -> int:
             rules=rules,
             candidates=arguments.candidates,
             reranker=arguments.reranker,
+            judge=judge or None,
+            query_prompt=arguments.query_prompt,
+            document_prompt=arguments.document_prompt,
             cache=f"{arguments.cache}/embeddings",
         )
     )

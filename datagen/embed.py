@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from datagen.cached_encoder import CachedEncoder
+from datagen.encoder_model import EncoderModel
 from datagen.negatives import ledger_of
 from datagen.schema import UserError, format_document, format_query
 from datagen.steps import Context, UnitResult, Workers
@@ -23,13 +24,13 @@ _KEYS = {"documents": "doc_id", "queries": "query_id"}
 
 
 def embed(
-    context: Context, *, encoder: str, cache: str | None, threads: int, workers: Workers
+    context: Context, *, encoder: EncoderModel, cache: str | None, threads: int, workers: Workers
 ) -> None:
     """Encode both tables of the input `deduped`, in order of rows.
 
     `cache` is where the vectors of all runs are kept (datagen.embedding_cache).
     """
-    cache = cache or context.folder.uri.rsplit("/steps/", 1)[0] + "/embeddings"
+    cache = cache or default_cache(context)
     embedding = dict(context.config["embedding"])
     context.map_units(
         [
@@ -54,12 +55,16 @@ def embed(
     _merge_segments(encoder, embedding, cache)
 
 
-def _merge_segments(encoder: str, embedding: Mapping[str, Any], cache: str) -> None:
+def default_cache(context: Context) -> str:
+    """Where the vectors of a build are kept: beside the folder of its steps, which share them."""
+    return context.folder.uri.rsplit("/steps/", 1)[0] + "/embeddings"
+
+
+def _merge_segments(encoder: EncoderModel, embedding: Mapping[str, Any], cache: str) -> None:
     known = CachedEncoder(
         encoder, root=cache, max_length=embedding["max_length"], dtype=embedding["dtype"]
     )
-    for prompt in sorted({embedding[f"{kind}_prompt"] for kind in TABLES}):
-        known.space(prompt, embedding["stored"]).merge()
+    known.merge([embedding[f"{kind}_prompt"] for kind in TABLES], embedding["stored"])
 
 
 def vector_shards(shards: Sequence[Shard]) -> dict[str, list[str]]:
@@ -113,7 +118,9 @@ def row_units(context: Context, kind: str, *, size: int) -> list[dict[str, Any]]
 class Embedder:
     """A worker that holds the encoder."""
 
-    def __init__(self, *, encoder: str, embedding: Mapping[str, Any], cache: str, threads: int):
+    def __init__(
+        self, *, encoder: EncoderModel, embedding: Mapping[str, Any], cache: str, threads: int
+    ):
         self.embedding = embedding
         self.encoder = CachedEncoder(
             encoder,

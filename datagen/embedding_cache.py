@@ -5,7 +5,9 @@ folder, the prompt, the longest text, and the precision of the computation and o
 Inside it a vector is found by the content of its text alone, whichever step or run asked for it:
 mining, the round trip and decontamination can share what they encode. Vectors are appended as
 segments, Arrow files in the order of encoding that are there whole or not at all, every few
-seconds; a kill at any moment costs the batches in flight. `merge` puts small segments together.
+seconds; a kill at any moment costs the batches in flight. Small segments are put together, the new
+one first, then the old ones go: by each process its own as they come, FAN at a time, and all that
+are left by `merge`. Who asks for few texts at a time leaves few segments all the same.
 There is no database and no lock: of two processes that encode the same text at once both keep it.
 
 Cost: 16 bytes and a vector a text on disk, 12 bytes a text in the memory of each reader; vectors
@@ -13,9 +15,11 @@ are read by batches of BATCH rows, from local disk or an object store.
 """
 
 import hashlib
+import itertools
 import json
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +27,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
-from datagen.encode import CODE_VERSION, EncoderInfo
+from datagen.encode import CODE_VERSION
+from datagen.encoder_model import EncoderInfo
 from datagen.schema import UserError
 from datagen.store import Folder
 
 BATCH = 1024  # rows read at once
 MERGED_ROWS = 1 << 16  # rows of a segment that is left as it is
+FAN = 16  # segments of about one size that a process has written, before they become one
 _SEGMENT = "segment-"
 _KEY = "key.json"
 
@@ -102,6 +108,7 @@ class EmbeddingCache:
         name = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = Folder(root).folder(name)
         self._segments: dict[str, _Segment] = {}
+        self._written: dict[int, list[str]] = defaultdict(list)  # by how often put together
 
     def find(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(which texts are there [n] bool, their vectors [found, width] in order)."""
@@ -138,7 +145,20 @@ class EmbeddingCache:
         ids = pa.array(text_ids(texts), pa.binary(16))
         flat = pa.array(np.ascontiguousarray(vectors.astype(self.key["stored"])).reshape(-1))
         lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        self._write(pa.table({"text_id": ids, "embedding": lists}))
+        self._keep(self._write(pa.table({"text_id": ids, "embedding": lists})))
+
+    def _keep(self, name: str) -> None:
+        """Put FAN segments that this process wrote together, and FAN of those, and so on."""
+        for age in itertools.count():
+            self._written[age].append(name)
+            if len(self._written[age]) < FAN:
+                return
+            names = self._written.pop(age)
+            self._refresh()
+            here = [one for one in names if one in self._segments]  # others may have merged some
+            if len(here) < 2 or sum(len(self._segments[one]) for one in here) >= MERGED_ROWS:
+                return
+            name = self._join(here)
 
     def merge(self) -> None:
         """Put small segments together, in the order of their names; equal ids stay once."""
@@ -149,19 +169,23 @@ class EmbeddingCache:
             while small and rows < MERGED_ROWS:
                 rows += len(self._segments[chosen[-1]])
                 chosen.append(small.pop(0))
-            table = pa.concat_tables([self._segments[name].table() for name in chosen])
-            ids = table["text_id"].to_pylist()
-            first = sorted({key: i for i, key in reversed(list(enumerate(ids)))}.values())
-            self._write(table.take(pa.array(first)))
-            for name in chosen:
-                self.folder.delete(name)
+            self._join(chosen)
+
+    def _join(self, names: Sequence[str]) -> str:
+        table = pa.concat_tables([self._segments[name].table() for name in names])
+        ids = table["text_id"].to_pylist()
+        first = sorted({key: i for i, key in reversed(list(enumerate(ids)))}.values())
+        whole = self._write(table.take(pa.array(first)))
+        for name in names:
+            self.folder.delete(name)
+        return whole
 
     def rows(self) -> int:
         """Vectors in the space; a text that two processes encoded counts twice until `merge`."""
         self._refresh()
         return sum(len(segment) for segment in self._segments.values())
 
-    def _write(self, table: pa.Table) -> None:
+    def _write(self, table: pa.Table) -> str:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             for start in range(0, len(table), BATCH):
@@ -169,6 +193,7 @@ class EmbeddingCache:
         # Names by time, so that merging keeps neighbours of a run together.
         name = f"{_SEGMENT}{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.arrow"
         self.folder.write_bytes(name, sink.getvalue())
+        return name
 
     def _refresh(self) -> None:
         """Open new segments, forget those that were merged."""

@@ -1,4 +1,8 @@
-"""Embeddings of texts by any Sentence Transformers folder, the same on any number of workers.
+"""Embeddings of texts, the same on any number of workers: texts in, float32 vectors out.
+
+An `Encoder` is any of `datagen.encoder_model`; sentence-transformers runs it here, or vLLM
+(datagen.encode_vllm). A plain transformers model is given the modules that its folder lacks:
+pooling and normalisation as stated.
 
 On a CPU a batch holds texts of one token count, at most `batch_tokens` tokens: nothing is computed
 for padding, and the bits of a vector depend on its text alone. (The number of rows of a product
@@ -7,97 +11,49 @@ one.) So what is kept of an earlier run is what this run would compute, whatever
 on however many workers; `threads` batches run side by side (datagen.threads). On a GPU small
 batches cost time, and a product's kernel depends on its shape whatever is done: there a batch holds
 texts of similar token counts, and vectors of different runs agree to rounding, not to the bit.
-Vectors have unit length.
 
-No code of a model folder runs: its modules must be Sentence Transformers' own, its weights
-safetensors. Cost: one forward pass a text; MiniLM on one core: 245 questions or 22 paragraphs a
-second in float32, 700 or 58 in bfloat16 where the CPU has AVX512-BF16.
+Cost: one forward pass a text; MiniLM on one core: 245 questions or 22 paragraphs a second in
+float32, 700 or 58 in bfloat16 where the CPU has AVX512-BF16.
 """
 
-import hashlib
-import json
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from datagen.encoder_model import (
+    EncoderModel,
+    check_stated,
+    encoder_model,
+    has_modules,
+    refuse_unsafe,
+)
 from datagen.schema import UserError
 from datagen.threads import side_by_side
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-# What decides the vectors; notes, images and exports to other runtimes do not.
-_DECISIVE = {".safetensors", ".json", ".txt", ".model", ".jinja"}
-_MODEL_FILES = ("modules.json", "config.json")
 CODE_VERSION = 1  # raised when the same model and text give another vector
+_POOLING = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
+_LARGEST = 65504.0  # of float16, which vectors may be kept in
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderInfo:
-    """What a model folder says of itself: sha256 over its files, and its prompts by name."""
+class Engine(Protocol):
+    """What runs a model."""
 
-    digest: str
-    prompts: dict[str, str]
-
-
-def inspect_encoder(path: str) -> EncoderInfo:
-    """Read and check a model folder without loading it; UserError when it cannot be used."""
-    folder = Path(path)
-    if not any((folder / name).is_file() for name in _MODEL_FILES):
-        raise UserError(
-            found=f"{path} has no {' or '.join(_MODEL_FILES)}"
-            if folder.is_dir()
-            else f"no model folder {path}",
-            expected="a Sentence Transformers or transformers model folder",
-            do="check the path of the encoder",
-            exit_status=2,
-        )
-    _refuse_unsafe(folder)
-    prompts = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    return EncoderInfo(digest=_digest(folder), prompts=dict(prompts))
+    def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(row numbers, float32 vectors) of the texts, each row once, as they are done."""
+        ...
 
 
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            found=f"{path} is not JSON: {error}",
-            expected="the file of a model folder",
-            do="copy the model folder again",
-        ) from error
+class Encodes(Protocol):
+    """An encoder, or one in front of the cache of vectors."""
 
-
-def _refuse_unsafe(folder: Path) -> None:
-    modules = _read_json(folder / "modules.json") or []
-    foreign = [m["type"] for m in modules if not m["type"].startswith("sentence_transformers.")]
-    if foreign:
-        raise UserError(
-            found=f"{folder} asks to run code of its own: {', '.join(foreign)}",
-            expected="modules of sentence_transformers only",
-            do="choose a model that needs no remote code",
-        )
-    pickled = sorted(p.parent for p in folder.rglob("pytorch_model*.bin"))
-    for place in pickled:
-        if not any(place.glob("*.safetensors")):
-            raise UserError(
-                found=f"{place} has pickled weights only",
-                expected="*.safetensors",
-                do="convert the model to safetensors, or choose another",
-            )
-
-
-def _digest(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.suffix in _DECISIVE and p.is_file())
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return whole.hexdigest()
+    def encode(
+        self, texts: Sequence[str], *, prompt: str = "", stored: Literal["float16", "float32"]
+    ) -> np.ndarray:
+        """Vectors [texts, width] of `prompt + text`."""
+        ...
 
 
 class Encoder:
@@ -105,7 +61,7 @@ class Encoder:
 
     def __init__(
         self,
-        path: str,
+        encoder: str | EncoderModel,
         *,
         max_length: int | None = None,
         dtype: str = "float32",
@@ -113,35 +69,18 @@ class Encoder:
         batch_tokens: int = 2048,
         device: str | None = None,
     ):
-        import torch
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # of loading weights; steps log their own progress
-        inspect_encoder(path)
-        self._torch, self._batch_tokens, self._threads = torch, batch_tokens, threads
-        options = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-        try:
-            self._model = SentenceTransformer(
-                path,
-                device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs=options,
-            ).eval()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                found=f"{path} does not load: {error}",
-                expected="a model folder with weights, tokenizer and configuration",
-                do="copy the model folder again, or choose another",
-            ) from error
-        if max_length is not None:
-            self._model.max_seq_length = max_length
+        model = encoder_model(encoder)
+        folder = Path(model.folder())
+        refuse_unsafe(folder)
+        check_stated(model, folder)
+        options = {"max_length": max_length, "dtype": dtype, "threads": threads}
+        options |= {"batch_tokens": batch_tokens, "device": device}
+        self._engine = _engine(model, folder, options)
 
     def encode(
         self, texts: Sequence[str], *, prompt: str = "", stored: Literal["float16", "float32"]
     ) -> np.ndarray:
-        """Unit vectors [texts, width] of `prompt + text`; equal texts are encoded once."""
+        """Vectors [texts, width] of `prompt + text`; equal texts are encoded once."""
         numbers: dict[str, int] = {}
         copies = [numbers.setdefault(prompt + text, len(numbers)) for text in texts]
         unique = list(numbers)
@@ -154,16 +93,65 @@ class Encoder:
         return rows[copies]
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(row numbers, float32 unit vectors) of the texts, batch by batch as they are done."""
+        """(row numbers, float32 vectors) of the texts, batch by batch as they are done."""
+        for rows, vectors in self._engine.batches(texts):
+            _refuse_broken(vectors, [texts[i] for i in rows])
+            yield rows, vectors
+
+
+def _engine(model: EncoderModel, folder: Path, options: dict[str, Any]) -> Engine:
+    if model.engine == "vllm":
+        from datagen.encode_vllm import VllmEngine
+
+        return VllmEngine(model, folder, **options)
+    return TorchEngine(model, folder, **options)
+
+
+class TorchEngine:
+    """sentence-transformers with one model."""
+
+    def __init__(
+        self,
+        model: EncoderModel,
+        folder: Path,
+        *,
+        max_length: int | None,
+        dtype: str,
+        threads: int,
+        batch_tokens: int,
+        device: str | None,
+    ):
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of loading weights; steps log their own progress
+        self._torch, self._batch_tokens, self._threads = torch, batch_tokens, threads
+        self._unit = model.normalise is not False
+        try:
+            self._model = _load(
+                model,
+                str(folder),
+                device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+                weights={"dtype": getattr(torch, dtype), "use_safetensors": True},
+            ).eval()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                found=f"{model.place} does not load: {error}",
+                expected="a model folder with weights, tokenizer and configuration",
+                do="copy the model folder again, or choose another",
+            ) from error
+        if max_length is not None:
+            self._model.max_seq_length = max_length
+
+    def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(row numbers, float32 vectors) of the texts, batch by batch as they are done."""
         counts = self._token_counts(list(texts))
         one_length = self._model.device.type == "cpu"
         batches = token_batches(counts, self._batch_tokens, one_length=one_length)
         # A tokenizer is not made for several threads.
         features = [self._model.preprocess([texts[i] for i in batch]) for batch in batches]
         with side_by_side(self._threads) as run:
-            for batch, vectors in zip(batches, run(self._forward, features), strict=True):
-                _refuse_broken(vectors, [texts[i] for i in batch])
-                yield batch, vectors
+            yield from zip(batches, run(self._forward, features), strict=True)
 
     def _token_counts(self, texts: list[str]) -> list[int]:
         limit = self._model.max_seq_length
@@ -178,7 +166,28 @@ class Encoder:
                 for name, value in features.items()
             }
             vectors = model(inputs)["sentence_embedding"].float()
-            return torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
+            if self._unit:
+                vectors = torch.nn.functional.normalize(vectors, dim=-1)
+            return vectors.cpu().numpy()
+
+
+def _load(model: EncoderModel, folder: str, *, device: str, weights: dict[str, Any]) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if has_modules(Path(folder)):
+        return SentenceTransformer(folder, device=device, model_kwargs=weights, **local)
+    assert model.pooling is not None
+    said = logging.getLogger("sentence_transformers")
+    level = said.level
+    said.setLevel(logging.ERROR)  # it warns of a pooling of its own choice, which is not used
+    try:
+        guessed = SentenceTransformer(folder, device=device, model_kwargs=weights, **local)
+    finally:
+        said.setLevel(level)
+    width = guessed[1].pooling_output_dimension
+    pooling = type(guessed[1])(width, pooling_mode=_POOLING[model.pooling])
+    return SentenceTransformer(modules=[guessed[0], pooling], device=device)
 
 
 def token_batches(
@@ -199,7 +208,7 @@ def token_batches(
 
 
 def _refuse_broken(rows: np.ndarray, texts: Sequence[str]) -> None:
-    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    broken = np.flatnonzero(~(np.abs(rows) <= _LARGEST).all(axis=1))
     if len(broken):
         raise UserError(
             found=f"the encoder gave numbers that are not finite for {len(broken)} texts, "

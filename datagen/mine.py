@@ -20,7 +20,13 @@ from functools import partial
 from typing import Any
 
 from datagen.embed import embed, row_units, teachers_of
-from datagen.encode import PRECISIONS, EncoderInfo, inspect_encoder
+from datagen.encoder_model import (
+    PRECISIONS,
+    EncoderModel,
+    encoder_model,
+    inspect_unit_encoder,
+)
+from datagen.judge_negatives import NegativeJudge, judge_mined
 from datagen.mining_facts import mining_facts
 from datagen.mining_plan import make_plan, write_plan
 from datagen.mining_rules import Rules
@@ -34,13 +40,14 @@ from datagen.vectors import STORED
 def mine_negatives(
     deduped: Step,
     *,
-    encoder: str,
+    encoder: str | EncoderModel,
     margin: float | None = 0.95,
     negatives: int = 24,
     rules: Rules | None = None,
     candidates: int = 0,
     embedded: Step | None = None,
     teachers: Sequence[Step] = (),
+    judge: NegativeJudge | None = None,
     queries_per_unit: int = 4096,
     name: str = "mine",
     **embedding: Any,
@@ -50,7 +57,8 @@ def mine_negatives(
     `margin` and `negatives` are short for the `rules` with no others. `candidates` of each query
     are stored with their scores, so that other rules can be tried (datagen.sweep). `encoder` and
     `embedding` are as in `embed_texts`; `embedded` is a step that has encoded the same texts so
-    already, `teachers` are such steps with other encoders: scores are then the mean of all.
+    already, `teachers` are such steps with other encoders: scores are then the mean of all. A
+    `judge` says of a sample how many answer their query after all (datagen.judge_negatives).
     """
     rules = rules or Rules(negatives=negatives, margin=margin)
     embed_step = embed_texts(deduped, encoder=encoder, **embedding)
@@ -59,6 +67,7 @@ def mine_negatives(
         "rules": rules.record(),
         "candidates": candidates,
         "queries_per_unit": queries_per_unit,
+        **({"judge": judge.config()} if judge else {}),
     }
     earlier = {f"teacher_{i}": step for i, step in enumerate(teachers)}
     earlier |= {"embedded": embedded} if embedded else {}
@@ -67,7 +76,7 @@ def mine_negatives(
         version=2,
         config=config,
         inputs={"deduped": deduped, **earlier},
-        work=partial(_mine, encode=embed_step.work, **_resources(**embedding)),
+        work=partial(_mine, encode=embed_step.work, judge=judge, **_resources(**embedding)),
         summary="encode queries and documents, find hard negatives by exact top-k",
     )
 
@@ -75,7 +84,7 @@ def mine_negatives(
 def embed_texts(
     deduped: Step,
     *,
-    encoder: str,
+    encoder: str | EncoderModel,
     max_length: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
@@ -92,7 +101,8 @@ def embed_texts(
 ) -> Step:
     """Vectors of the queries and documents of a step.
 
-    `encoder` is a model folder; the digest of its files, not its place, enters the configuration.
+    `encoder` is a model folder, a Hub id or an EncoderModel; the digest of its files, not its
+    place, enters the configuration.
     Prompts default to those that the folder declares, `max_length` (tokens) to the model's own.
     `dtype` is what the model computes in, `stored` what vectors are kept in. A batch has at most
     `batch_tokens` tokens (2,048 suit a CPU's cache, 65,536 a GPU), a unit of work `rows_per_unit`
@@ -101,12 +111,13 @@ def embed_texts(
     runs can share.
     """
     _check_precision(dtype, stored)
-    info = inspect_encoder(encoder)
+    model = encoder_model(encoder)
+    info = inspect_unit_encoder(model)
     embedding = {
         "encoder": info.digest,
         "max_length": max_length,
-        "queries_prompt": _prompt(info, query_prompt, "query"),
-        "documents_prompt": _prompt(info, document_prompt, "document", "passage"),
+        "queries_prompt": info.query_prompt(query_prompt),
+        "documents_prompt": info.document_prompt(document_prompt),
         "with_instruction": with_instruction,
         "dtype": dtype,
         "stored": stored,
@@ -119,7 +130,7 @@ def embed_texts(
         version=1,
         config={"embedding": embedding},
         inputs={"deduped": deduped},
-        work=partial(embed, encoder=encoder, cache=cache, **resources),
+        work=partial(embed, encoder=model, cache=cache, **resources),
         summary="encode queries and documents",
     )
 
@@ -131,12 +142,6 @@ def _resources(
     env = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
     workers = Workers(actors=actors, num_cpus=threads, num_gpus=gpus, env=env)
     return {"threads": threads, "workers": workers}
-
-
-def _prompt(info: EncoderInfo, given: str | None, *names: str) -> str:
-    if given is not None:
-        return given
-    return next((info.prompts[name] for name in names if name in info.prompts), "")
 
 
 def _check_precision(dtype: str, stored: str) -> None:
@@ -151,7 +156,12 @@ def _check_precision(dtype: str, stored: str) -> None:
 
 
 def _mine(
-    context: Context, *, encode: Callable[[Context], Any], threads: int, workers: Workers
+    context: Context,
+    *,
+    encode: Callable[[Context], Any],
+    judge: NegativeJudge | None,
+    threads: int,
+    workers: Workers,
 ) -> None:
     if "embedded" not in context.inputs:
         encode(context)
@@ -181,3 +191,5 @@ def _mine(
         context.folder, shards, queries["source"], negatives=config["rules"]["negatives"]
     )
     context.folder.delete_folder("plan")
+    if judge is not None:
+        judge_mined(context, judge)

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datagen.encode import inspect_encoder
+from datagen.encoder_model import EncoderModel, encoder_model, inspect_unit_encoder
+from datagen.judge_negatives import NegativeJudge
 from datagen.mine import embed_texts, mine_negatives
 from datagen.mine_input import MiningInput, read_mining_input
 from datagen.mining_rules import Rules
@@ -15,6 +16,7 @@ from datagen.rerank import judge_sample, load_reranker
 from datagen.schema import QUARANTINE, UserError
 from datagen.steps import run_steps
 from datagen.store import Folder, Manifest, read_table, write_parquet
+from datagen.synthesize.kinds.negative import VERDICTS
 
 
 def mine_files(
@@ -22,12 +24,13 @@ def mine_files(
     documents: str | Sequence[str],
     output: str,
     *,
-    encoder: str | Sequence[str],
+    encoder: str | EncoderModel | Sequence[str | EncoderModel],
     margin: float | None = 0.95,
     negatives: int = 24,
     rules: Rules | None = None,
     candidates: int = 0,
     reranker: str | None = None,
+    judge: NegativeJudge | None = None,
     executor: Literal["ray", "local"] = "local",
     **embedding: Any,
 ) -> dict[str, Any]:
@@ -37,21 +40,23 @@ def mine_files(
     language; documents doc_id, text and perhaps title and language. Columns written: query_id,
     positives, positive_scores, negatives and negative_scores, best first (those that pad come
     last). Of several encoders the scores are the mean. With `candidates`, `candidates.parquet` has
-    the best of each query whatever the rules. A `reranker` folder judges a sample of the negatives.
+    the best of each query whatever the rules. A `reranker` folder judges a sample of the negatives,
+    and so does an LLM as `judge`, whose verdicts and reasons become `judged.parquet`.
     `embedding` is as in `embed_texts`; work in progress is kept in `output`/.work, from which the
     same command resumes, and deleted at the end. UserError for what cannot be used.
     """
-    encoders = [encoder] if isinstance(encoder, str) else list(encoder)
-    for path in encoders:
-        inspect_encoder(path)
-    judge = load_reranker(reranker) if reranker else None
+    several = [encoder] if isinstance(encoder, str | EncoderModel) else encoder
+    encoders = [encoder_model(one) for one in several]
+    for one in encoders:
+        inspect_unit_encoder(one)
+    ranker = load_reranker(reranker) if reranker else None
     rules = rules or Rules(margin=margin, negatives=negatives)
     data = read_mining_input(_listed(queries), _listed(documents))
     read = data.step()
     embedding = {"stored": "float32", **embedding}
     teachers = [
-        embed_texts(read, encoder=path, name=f"teacher-{number}", **embedding)
-        for number, path in enumerate(encoders[1:], 1)
+        embed_texts(read, encoder=one, name=f"teacher-{number}", **embedding)
+        for number, one in enumerate(encoders[1:], 1)
     ]
     mine = mine_negatives(
         read,
@@ -59,6 +64,7 @@ def mine_files(
         rules=rules,
         candidates=candidates,
         teachers=teachers,
+        judge=judge,
         **embedding,
     )
     folder = Folder(output)
@@ -67,8 +73,11 @@ def mine_files(
     place = work.folder(mine.place)
     mined = _as_given(read_table(place, "mined"), data)
     result = _counts(mined, data, manifest, rules)
+    if ranker is not None:
+        result["false_negatives"] = judge_sample(ranker, mined, data, seed=rules.seed)
     if judge is not None:
-        result["false_negatives"] = judge_sample(judge, mined, data, seed=rules.seed)
+        result["judged_negatives"] = manifest.stats["judged_negatives"]
+        write_parquet(folder, "judged.parquet", _judged_as_given(place, manifest, data))
     kept = pc.greater(pc.list_value_length(mined["negatives"]), 0).to_numpy()
     keep = kept if rules.too_few == "drop" else None
     write_parquet(folder, "mined.parquet", mined, keep=keep)
@@ -129,6 +138,19 @@ def _as_given(mined: pa.Table, data: MiningInput) -> pa.Table:
         "negative_scores": mined["negative_scores"],
     }
     return pa.table(columns)
+
+
+def _judged_as_given(place: Folder, manifest: Manifest, data: MiningInput) -> pa.Table:
+    """The verdicts under the user's ids, negatives first, in the order of the sample."""
+    if not manifest.table("judged_negatives"):
+        rows = VERDICTS.empty_table()
+    else:
+        rows = read_table(place, "judged_negatives")
+    rows = rows.sort_by([("side", "ascending"), ("request", "ascending")])
+    for name, kind in (("query_id", data.query_ids.type), ("doc_id", data.doc_id_type)):
+        number = rows.column_names.index(name)
+        rows = rows.set_column(number, name, rows[name].cast(kind))
+    return rows.drop_columns(["request", "source"])
 
 
 def _candidates_as_given(listed: pa.Table, data: MiningInput) -> pa.Table:

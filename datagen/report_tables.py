@@ -7,6 +7,7 @@ same mix gives the same page. A step leaves what only it knows in its manifest a
     llms_by_language the same for each language
     round_trip       {rows, judged, found_first, found, round_trip}
     judge            {llm, rows, judged, judged_low, relevance: {grade: n}, naturalness, calls}
+    judged_negatives {llm, asked, judged, negatives, false_negatives, rate, low, high, ...}
     decontamination  {tasks: [name], matches: {task: {source: rows}}}
     mining           {sources: {source: {...}}}
     agreement        {source: {side: {declared: n, checked: n, language_agrees: share, ...}}}
@@ -26,8 +27,8 @@ from datagen.store import Manifest
 from datagen.synthesize.llm_table import summed
 
 FACTS = (
-    "llms", "llms_by_language", "round_trip", "judge", "decontamination", "mining", "agreement",
-    "confusions", "samples", "overlap",
+    "llms", "llms_by_language", "round_trip", "judge", "judged_negatives", "decontamination",
+    "mining", "agreement", "confusions", "samples", "overlap",
 )  # fmt: skip
 LARGEST_GROUPS = 300  # of LLM, kind and language, that the page shows
 
@@ -200,10 +201,10 @@ def _with_rate(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_tables(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the round trip and the judge said of written rows."""
+    """What the round trip and the judge said of written rows, and a judge of negatives."""
     return [
         record_table(f"{step}, {name}", {step: record}, key="step")
-        for name in ("round_trip", "judge")
+        for name in ("round_trip", "judge", "judged_negatives")
         for step, record in facts[name].items()
     ]
 

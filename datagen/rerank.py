@@ -9,12 +9,13 @@ over queries, not of independent negatives. Cost: one forward pass a pair.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from datagen.encode import inspect_encoder
+from datagen.encoder_model import refuse_unsafe
 from datagen.mine_input import MiningInput
 from datagen.schema import UserError, format_document
 from datagen.steps import log
@@ -27,7 +28,7 @@ def load_reranker(path: str) -> Any:
     """A sentence-transformers CrossEncoder from a folder; no code of the folder runs."""
     from sentence_transformers import CrossEncoder
 
-    inspect_encoder(path)
+    refuse_unsafe(Path(path))
     try:
         return CrossEncoder(
             path,

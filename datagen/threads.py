@@ -13,6 +13,19 @@ from typing import Any
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
+def set_openmp_threads(threads: int) -> None:
+    """Let torch, and every OpenMP library that is loaded, use so many threads in this thread.
+
+    A process may have several of them (torch's, scikit-learn's), each counting for itself and for
+    each thread; vLLM's attention on a CPU asks two of them and stops where they differ.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="openmp")
+
+
 @contextmanager
 def side_by_side(threads: int) -> Iterator[Run]:
     """A `map` over `threads` threads; inside the block torch operations use one thread each."""

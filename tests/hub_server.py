@@ -26,7 +26,7 @@ LARGE = 64  # bytes from which a binary file is a large one
 
 @dataclass
 class Repository:
-    """One dataset: its files, and the commits that brought them."""
+    """One dataset or model: its files, and the commits that brought them."""
 
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
@@ -89,9 +89,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             return self._json({"name": "org", "orgs": [], "auth": {}})
         for pattern, answer in (
-            (r"/api/datasets/([^/]+/[^/]+)(?:/(.*))?", self._api),
+            (r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(.*))?", self._api),
             (r"/datasets/([^/]+/[^/]+)\.git/info/lfs/(.*)", self._large),
-            (r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self._file),
+            (r"(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self._file),
         ):
             if match := re.fullmatch(pattern, path):
                 repository = hub.repositories.get(match[1])

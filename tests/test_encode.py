@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datagen.encode import Encoder, inspect_encoder, token_batches
+from datagen.encode import Encoder, token_batches
+from datagen.encoder_model import inspect_encoder
 from datagen.schema import UserError
 from datagen.store import Folder, write_shard
 from datagen.vectors import Embeddings, embedding_schema, embedding_table

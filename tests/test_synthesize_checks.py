@@ -85,6 +85,7 @@ def test_a_query_that_misses_its_document_is_asked_for_again(
     assert manifest.stats["round_trip"]["round_trip"] == len(gone)
     assert step.config["round_trip"] | {"encoder": ""} == {
         "encoder": "", "languages": ["eng"], "k": 5, "documents": 50, "dtype": "float32",
+        "stored": "float16", "query_prompt": "", "document_prompt": "",
     }  # fmt: skip
 
 

@@ -1,13 +1,29 @@
 """The document that a query was written for must be found with it."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from endpoint_server import EndpointServer
+from test_synthesize_step import documents_step, served
+from writing_server import reply
 from written_rows import row, table
 
+from datagen.cli import main
+from datagen.dedup import dedup
+from datagen.embedding_cache import EmbeddingCache
 from datagen.encode import Encoder
+from datagen.mine import mine_negatives
 from datagen.packaged import resolve_model
 from datagen.schema import UserError, document_id
-from datagen.synthesize.round_trip import NOT_JUDGED, Ranker, RoundTrip, positive_ranks
+from datagen.steps import run_steps
+from datagen.store import Folder, read_table
+from datagen.synthesize import synthesize
+from datagen.synthesize.ranker import NOT_JUDGED, Ranker, positive_ranks
+from datagen.synthesize.round_trip import RoundTrip
 
 NILE = "The Nile rises in the highlands of East Africa and reaches the Mediterranean Sea in Egypt."
 BEES = "Honey bees dance on the comb; the angle of the dance tells the direction of a meadow."
@@ -95,6 +111,78 @@ def test_code_is_judged_where_the_encoder_knows_it(encoder):
 def test_a_round_trip_that_cannot_be(more):
     with pytest.raises(UserError):
         RoundTrip(encoder="/models/minilm", **more)
+
+
+def test_a_build_encodes_each_text_once(tmp_path, model_cache, monkeypatch):
+    """The round trip, mining, and whoever asks next share what they encode."""
+    forwarded: list[str] = []
+    forward = Encoder.batches
+
+    def counting(self, texts):
+        forwarded.extend(texts)
+        return forward(self, texts)
+
+    monkeypatch.setattr(Encoder, "batches", counting)
+    encoder, _ = resolve_model("all-minilm-l6-v2", model_cache)
+    documents = documents_step()
+    with EndpointServer(reply=reply) as server:
+        written = synthesize(
+            documents,
+            tasks=None,
+            llms=[served(server, "One")],
+            cache="",
+            rows={"retrieval": 12},
+            grounded=False,
+            block_requests=4,
+            round_trip=RoundTrip(encoder=encoder, documents=50),
+        )
+        run_steps([documents, written], str(tmp_path), executor="local")
+    sampled = set(forwarded)
+    assert len(forwarded) == len(sampled) >= 50 + 12
+    both = dedup(written, against=documents)
+    mined = mine_negatives(both, encoder=encoder)
+    manifest = run_steps([documents, written, both, mined], str(tmp_path), executor="local")["mine"]
+    assert len(forwarded) == len(set(forwarded))
+    place = Folder(f"{tmp_path}/steps/{both.name}")
+    texts = set(read_table(place, "queries")["query"].to_pylist())
+    texts |= set(read_table(place, "documents")["text"].to_pylist())
+    assert texts <= set(forwarded)
+    assert set(forwarded) - sampled == texts - sampled
+    assert len(texts & sampled) >= 50 + 12 and len(texts - sampled) <= 11
+    assert manifest.stats["mining"]["sources"]["towns"]["queries"] == 1
+    (space,) = Path(tmp_path, "embeddings").iterdir()
+    assert len([path for path in space.iterdir() if path.name.startswith("segment-")]) == 1
+
+
+def test_prompts_are_those_of_mining(tmp_path):
+    from tiny_encoder import tiny_export
+
+    folder = tiny_export(tmp_path / "m", prompts={"query": "q: ", "document": "d: "})
+    config = RoundTrip(encoder=folder).config()
+    assert (config["query_prompt"], config["document_prompt"]) == ("q: ", "d: ")
+    assert RoundTrip(encoder=folder, document_prompt="").config()["document_prompt"] == ""
+
+
+def test_the_commands_for_writing_and_for_mining_share_their_vectors(tmp_path, minilm, capsys):
+    texts = [f"The {thing} of the town of Bergen stands near the old harbour, by the {thing} wall."
+             for thing in ("lighthouse", "bakery", "library", "museum")]  # fmt: skip
+    rows = [{"doc_id": i, "text": text, "language": "eng"} for i, text in enumerate(texts)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    asked = [{"query_id": 0, "query": "Where is the lighthouse?", "positives": [0]}]
+    pq.write_table(pa.Table.from_pylist(asked), tmp_path / "q.parquet")
+    cache = ["--cache", str(tmp_path / "cache")]
+    documents = ["--documents", str(tmp_path / "d.parquet")]
+    with EndpointServer(reply=reply) as server:
+        write = ["synthesize", *documents, "--models", f"{server.url}#small", "--kinds"]
+        write += ["retrieval=3", "--round-trip", minilm, *cache, "--output", str(tmp_path / "s")]
+        assert main(write) == 0
+    (space,) = (tmp_path / "cache" / "embeddings").iterdir()
+    before = EmbeddingCache(str(space.parent), json.loads((space / "key.json").read_text())).rows()
+    mine = ["mine", *documents, "--queries", str(tmp_path / "q.parquet"), "--encoder", minilm]
+    assert main([*mine, *cache, "--output", str(tmp_path / "m")]) == 0
+    assert [space] == list(space.parent.iterdir())
+    after = EmbeddingCache(str(space.parent), json.loads((space / "key.json").read_text())).rows()
+    assert before >= 4 and after == before + 1  # the query
 
 
 def test_an_encoder_that_is_not_there(tmp_path):

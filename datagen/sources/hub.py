@@ -112,30 +112,30 @@ def resolve_commit(repo: str, revision: str) -> str:
 
 
 @contextlib.contextmanager
-def hub_errors(repo: str, revision: str) -> Iterator[None]:
+def hub_errors(repo: str, revision: str, *, what: str = "dataset") -> Iterator[None]:
     """Turn what the Hub's client says into what the user can do."""
     from huggingface_hub import errors
 
-    where = f"dataset {repo} at {revision}"
+    where = f"{what} {repo} at {revision}"
     try:
         yield
     except errors.GatedRepoError as error:
         raise UserError(
             found=f"{where} is gated, and this account has no access",
-            expected="HF_TOKEN of an account that accepted the dataset's terms",
+            expected=f"HF_TOKEN of an account that accepted the {what}'s terms",
             do=f"accept them on the page of {repo}, then set HF_TOKEN",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
             found=f"{where} does not exist, or is private",
-            expected="a dataset repository that HF_TOKEN may read",
+            expected=f"a {what} repository that HF_TOKEN may read",
             do="check the name; for a private one set HF_TOKEN",
         ) from error
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise UserError(
             found=f"{where} does not exist: {_first_line(error)}",
             expected="a branch, tag or commit, and files that it has",
-            do="check the revision on the dataset's page",
+            do=f"check the revision on the {what}'s page",
         ) from error
     except errors.HFValidationError as error:
         raise UserError(

@@ -20,7 +20,8 @@ from datagen.synthesize.judge import JUDGED_LOW, Judge, JudgeMember, is_low, jud
 from datagen.synthesize.kinds.judge import GRADES, JUDGED
 from datagen.synthesize.llm import LLM
 from datagen.synthesize.pool import PER_KIND, Member
-from datagen.synthesize.round_trip import NOT_JUDGED, ROUND_TRIP, RoundTrip, ranked, sampled
+from datagen.synthesize.ranker import NOT_JUDGED
+from datagen.synthesize.round_trip import ROUND_TRIP, RoundTrip, ranked, sampled
 from datagen.synthesize.written import written_by
 
 AskJudge = Callable[[JudgeMember], None]  # lets it answer, and commits what it says

@@ -22,6 +22,7 @@ from typing import Any
 from datagen.packaged import resolve_model
 from datagen.synthesize.call import Call, Response
 from datagen.synthesize.llm import LLM
+from datagen.threads import set_openmp_threads
 
 log = logging.getLogger("embedmix")
 GIB = 1 << 30
@@ -35,18 +36,17 @@ class Engine:
     """vLLM with one model and the thread that steps it; `answer` may be awaited many at a time."""
 
     def __init__(self, llm: LLM, *, cache: str):
+        self.llm = llm
         for key, value in llm.environment().items():
             os.environ.setdefault(key, value)  # in a Ray actor they are set already
-        import torch
         import vllm
 
-        _let_numba_be()
+        let_numba_be()
         options: dict[str, Any] = {"enforce_eager": False}
         if not llm.num_gpus:
             # Ray and an earlier import of torch both decide the number of threads otherwise.
-            torch.set_num_threads(llm.threads)
+            self._set_threads()
             options = {"enforce_eager": True, "kv_cache_memory_bytes": int(llm.kv_cache_gib * GIB)}
-        self.llm = llm
         self.vllm = vllm.LLM(
             model=resolve_model(llm.model, cache)[0],
             revision=llm.revision or None,
@@ -79,6 +79,10 @@ class Engine:
             raise EngineDied(repr(self._died))
         return await asyncio.wrap_future(future)
 
+    def _set_threads(self) -> None:
+        if not self.llm.num_gpus:
+            set_openmp_threads(self.llm.threads)
+
     async def close(self) -> None:
         """Stop the thread once it has nothing left to answer."""
         self._new.put(None)
@@ -87,6 +91,7 @@ class Engine:
     def _run(self) -> None:
         number, closing = 0, False
         try:
+            self._set_threads()
             while not closing or self._open:
                 while not closing and (not self._open or not self._new.empty()):
                     entry = self._new.get()
@@ -159,7 +164,7 @@ class Engine:
         return ids if first is None else [first, *ids]
 
 
-def _let_numba_be() -> None:
+def let_numba_be() -> None:
     """vLLM 0.32 on a CPU looks at `vars()` of all that all modules hold, and stumbles over
     llvmlite's lazy library, which an earlier step of this process may have loaded with numba."""
     try:

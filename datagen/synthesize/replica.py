@@ -225,8 +225,8 @@ def _read_rows(
 
 
 def _says(row: Mapping[str, Any]) -> str:
-    """The text that no two rows of a block may share; of a grade what it is about."""
-    for name in ("query", "instruction", "written"):
+    """The text that no two rows of a block may share; of a grade or verdict what it is about."""
+    for name in ("query", "instruction", "written", "request"):
         if name in row:
             return str(row[name]).casefold()
     raise KeyError(f"nothing in a row of {', '.join(row)} tells it from others")

@@ -6,6 +6,8 @@ retrieval rows are judged, and only those with both sides in languages that the 
 programming languages count as such. Promptagator (arXiv 2209.11755, section 3.2) filters so, with
 k = 1. The encoder has actors of its own, so it is never in the process of an LLM's engine on a
 cluster; ranks are committed block by block, and a rank depends on its block and the sample alone.
+Vectors are looked up and kept where those of mining are (datagen.embedding_cache): with the same
+encoder, prompts and precision a build encodes each of its texts once.
 
 A rank depends on how many documents there are. Among 3,000 of mixed sources all-MiniLM-L6-v2 finds
 94 in 100 true documents in the first 20, and 5 in 1,000 random ones (53 and 0 in the first). Cost:
@@ -21,24 +23,24 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datagen.encode import Encoder, inspect_encoder
-from datagen.schema import PAIR, UserError, document_id, format_document
+from datagen.cached_encoder import CachedEncoder
+from datagen.embed import default_cache
+from datagen.encoder_model import EncoderModel, encoder_model, inspect_unit_encoder
+from datagen.schema import PAIR, UserError, format_document
 from datagen.steps import Context, UnitResult, Workers
 from datagen.store import Folder, open_shard
 from datagen.synthesize.knobs import PROGRAMMING_LANGUAGES
 from datagen.synthesize.languages import check_languages
-from datagen.threads import Run
+from datagen.synthesize.ranker import Ranker, Stored
 from datagen.vectors import Embeddings, embedding_schema, embedding_table
 
 ROUND_TRIP = "round_trip"
 DEFAULT_K = 20
 DOCUMENTS = 20_000
-NOT_JUDGED = 0
 PER_TURN = 10**6  # room for the shards of one turn
 RANKS = pa.schema(
     [pa.field("request", pa.string(), nullable=False), pa.field("rank", pa.int64(), nullable=False)]
 )
-SAMPLED = embedding_schema("doc_id", "float16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,15 @@ class RoundTrip:
     """What the step `synthesize` does with it: rows whose document is not among the first `k` of
     up to `documents` public ones are rejected, and asked for again like any other row."""
 
-    encoder: str  # a Sentence Transformers folder
+    encoder: str | EncoderModel
     languages: tuple[str, ...] = ("eng",)  # that it knows, such as `eng` and `python`
     k: int = DEFAULT_K
     documents: int = DOCUMENTS  # of the run's, those with the lowest ids; 0: all
     dtype: str = "float32"
+    stored: Stored = "float16"  # as mining keeps them in a build; its command keeps float32
+    query_prompt: str | None = None  # None: what the encoder declares
+    document_prompt: str | None = None
+    cache: str | None = None  # of vectors; None: `embeddings` beside the folder of steps
     actors: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
@@ -68,69 +74,20 @@ class RoundTrip:
 
     def config(self) -> dict[str, Any]:
         """What decides the ranks, as JSON; UserError for an encoder that cannot be used."""
-        names = ("k", "documents", "dtype")
+        names = ("k", "documents", "dtype", "stored")
         decides = {name: getattr(self, name) for name in names}
-        digest = inspect_encoder(self.encoder).digest
-        return {"encoder": digest, "languages": sorted(self.languages), **decides}
+        info = inspect_unit_encoder(self.encoder)
+        prompts = {
+            "query_prompt": info.query_prompt(self.query_prompt),
+            "document_prompt": info.document_prompt(self.document_prompt),
+        }
+        languages = sorted(self.languages)
+        return {"encoder": info.digest, "languages": languages, **decides, **prompts}
 
     def workers(self) -> Workers:
         """The actors that encode; the tokenizer would take every core of the machine."""
         env = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
         return Workers(actors=self.actors, num_cpus=self.num_cpus, num_gpus=self.num_gpus, env=env)
-
-
-def positive_ranks(
-    queries: np.ndarray, documents: np.ndarray, positives: np.ndarray, *, run: Run = map
-) -> np.ndarray:
-    """Rank [Q] of document `positives[i]` for query i, by vectors of unit length; 1 is best.
-
-    Equal scores do not count against it.
-    """
-    from datagen.topk import dot, top_k
-
-    if not len(queries):
-        return np.empty(0, np.int64)
-    scores = dot(queries, documents, (np.arange(len(queries)), positives))
-    ceilings = scores.astype(np.float64)
-    return top_k(queries, documents, k=1, ceilings=ceilings, run=run).above + 1
-
-
-class Ranker:
-    """Ranks against documents with ids and vectors [n, width]."""
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        ids: Sequence[str],
-        vectors: np.ndarray,
-        languages: Sequence[str],
-    ):
-        self._encoder, self._languages = encoder, list(languages)
-        self._ids, self._vectors = ids, vectors
-
-    def ranks(self, pairs: pa.Table) -> np.ndarray:
-        """Rank [n] of each pair's document for its query among the given documents and those of
-        the pairs that are judged; NOT_JUDGED for other tasks and languages."""
-        ranks = np.full(pairs.num_rows, NOT_JUDGED, np.int64)
-        known = pa.array(self._languages, pa.string())
-        judged = pc.equal(pairs["task"], "retrieval")
-        for side in ("query_language", "document_language"):
-            judged = pc.and_(judged, pc.is_in(pairs[side], known))
-        rows = pairs.filter(judged)
-        if not rows.num_rows:
-            return ranks
-        sides = zip(rows["title"].to_pylist(), rows["text"].to_pylist(), strict=True)
-        found = [(document_id(*side), format_document(*side)) for side in sides]
-        own = dict(found)
-        numbers = {key: number for number, key in enumerate(own)}
-        documents = self._encoder.encode(list(own.values()), stored="float16")
-        others = np.array([key not in own for key in self._ids], bool)
-        if others.any():
-            documents = np.concatenate([documents, self._vectors[others]])
-        vectors = self._encoder.encode(rows["query"].to_pylist(), stored="float16")
-        positives = np.array([numbers[key] for key, _ in found])
-        ranks[judged.to_numpy()] = positive_ranks(vectors, documents, positives)
-        return ranks
 
 
 def sampled(context: Context, test: RoundTrip) -> list[str]:
@@ -144,14 +101,16 @@ def sampled(context: Context, test: RoundTrip) -> list[str]:
         lowest = lowest.head(test.documents) if test.documents else lowest
     last = str(lowest[-1]) if len(lowest) else ""
     units = [{"folder": folder.uri, "shard": shard, "last": last} for shard in shards]
+    known = _Known.of(context, test)
     context.map_units(
         units,
         _EncodeSample,
-        schemas={"sampled_documents": SAMPLED},
+        schemas={"sampled_documents": embedding_schema("doc_id", test.stored)},
         phase="sample",
         workers=test.workers(),
-        constructor={"path": test.encoder, "dtype": test.dtype, "languages": test.languages},
+        constructor={"encoder": known, "languages": test.languages},
     )
+    known.make().merge(known.prompts, known.stored)
     return [shard.name for shard in context.shards if shard.table == "sampled_documents"]
 
 
@@ -164,7 +123,7 @@ def ranked(
     turn: int,
 ) -> dict[str, int]:
     """Rank by request of the rows of blocks, each the names of its shards of written rows."""
-    before = len(context.shards)
+    before, known = len(context.shards), _Known.of(context, test)
     context.map_units(
         [{"shards": list(names)} for names in blocks],
         _Rank,
@@ -173,13 +132,13 @@ def ranked(
         first_index=turn * PER_TURN,
         workers=test.workers(),
         constructor={
-            "path": test.encoder,
-            "dtype": test.dtype,
+            "encoder": known,
             "languages": test.languages,
             "folder": context.folder.uri,
             "sample": list(sample),
         },
     )
+    known.make().merge(known.prompts, known.stored)
     tables = [open_shard(context.folder, shard.name) for shard in context.shards[before:]]
     rows = pa.concat_tables([RANKS.empty_table(), *tables])
     return dict(zip(rows["request"].to_pylist(), rows["rank"].to_pylist(), strict=True))
@@ -193,20 +152,52 @@ def _public(documents: pa.Table, languages: Sequence[str]) -> pa.Table:
     return documents.filter(pc.and_(fits, known))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Known:
+    """The encoder and where its vectors are kept, on its way to the actors."""
+
+    model: EncoderModel
+    cache: str
+    dtype: str
+    stored: Stored
+    query_prompt: str
+    document_prompt: str
+
+    @classmethod
+    def of(cls, context: Context, test: RoundTrip) -> "_Known":
+        config = context.config[ROUND_TRIP]
+        return cls(
+            model=encoder_model(test.encoder),
+            cache=test.cache or default_cache(context),
+            stored=test.stored,
+            **{name: config[name] for name in ("dtype", "query_prompt", "document_prompt")},
+        )
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        return self.query_prompt, self.document_prompt
+
+    def make(self) -> CachedEncoder:
+        return CachedEncoder(self.model, root=self.cache, dtype=self.dtype)
+
+
 class _EncodeSample:
     """Encodes the documents of a shard that are in the sample."""
 
-    def __init__(self, *, path: str, dtype: str, languages: Sequence[str]):
-        self.encoder, self.languages = Encoder(path, dtype=dtype), languages
+    def __init__(self, *, encoder: _Known, languages: Sequence[str]):
+        self.encoder, self.languages = encoder.make(), languages
+        self.prompt, self.stored = encoder.document_prompt, encoder.stored
 
     def __call__(self, unit: Mapping[str, Any]) -> UnitResult:
         rows = _public(open_shard(Folder(unit["folder"]), unit["shard"]), self.languages)
         rows = rows.filter(pc.less_equal(rows["doc_id"], unit["last"]))
         if not rows.num_rows:
-            return UnitResult(tables={"sampled_documents": SAMPLED.empty_table()})
+            return UnitResult(tables={})
         sides = zip(rows["title"].to_pylist(), rows["text"].to_pylist(), strict=True)
-        vectors = self.encoder.encode([format_document(*side) for side in sides], stored="float16")
-        table = embedding_table(rows["doc_id"], vectors, SAMPLED)
+        texts = [format_document(*side) for side in sides]
+        vectors = self.encoder.encode(texts, prompt=self.prompt, stored=self.stored)
+        schema = embedding_schema("doc_id", self.stored)
+        table = embedding_table(rows["doc_id"], vectors, schema)
         return UnitResult(tables={"sampled_documents": table})
 
 
@@ -214,13 +205,21 @@ class _Rank:
     """Ranks the rows of one block of written rows."""
 
     def __init__(
-        self, *, path: str, dtype: str, languages: Sequence[str], folder: str, sample: Sequence[str]
+        self, *, encoder: _Known, languages: Sequence[str], folder: str, sample: Sequence[str]
     ):
         self.folder = Folder(folder)
         tables = [open_shard(self.folder, name) for name in sample]
-        ids = pa.concat_tables([SAMPLED.empty_table(), *tables])["doc_id"].to_pylist()
-        vectors = Embeddings(self.folder, sample)[:] if ids else np.empty((0, 0), np.float16)
-        self.ranker = Ranker(Encoder(path, dtype=dtype), ids, vectors, languages)
+        ids = [doc_id for table in tables for doc_id in table["doc_id"].to_pylist()]
+        vectors = Embeddings(self.folder, sample)[:] if ids else np.empty((0, 0), encoder.stored)
+        self.ranker = Ranker(
+            encoder.make(),
+            ids,
+            vectors,
+            languages,
+            query_prompt=encoder.query_prompt,
+            document_prompt=encoder.document_prompt,
+            stored=encoder.stored,
+        )
 
     def __call__(self, unit: Mapping[str, Any]) -> UnitResult:
         tables = [open_shard(self.folder, name) for name in unit["shards"]]

@@ -294,10 +294,12 @@ def ask(
     cache: str,
     rules: Sequence[Rule] = (),
     tables: tuple[str, str, str] = TABLES,
+    responses: str | None = None,
 ) -> None:
     """Let the members answer until their quotas are met; their rows, in `schema`, are committed as
-    `tables`: rows, rejected rows, and one record a request."""
-    responses = responses_of(context)
+    `tables`: rows, rejected rows, and one record a request. `responses` are kept beside the steps
+    unless another folder is given."""
+    responses = responses or responses_of(context)
     llms = [member.llm for member in members]
     reader = Reader(llms, kinds=kinds, folder=responses, schema=schema, rules=rules, tables=tables)
     schemas = dict(zip(tables, (schema, QUARANTINE, ASKED), strict=True))

@@ -69,6 +69,8 @@ def wanted_of(arguments: argparse.Namespace) -> Wanted:
     round_trip = arguments.round_trip and RoundTrip(
         encoder=resolve_model(arguments.round_trip, arguments.cache)[0],
         languages=tuple(arguments.round_trip_languages),
+        stored="float32",
+        cache=f"{arguments.cache}/embeddings",
     )
     judge = arguments.judge and Judge(llm=arguments.judge, share=arguments.judge_share)
     return Wanted(

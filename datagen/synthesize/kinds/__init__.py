@@ -9,6 +9,7 @@ from datagen.synthesize.kinds.classification import ClassificationKind
 from datagen.synthesize.kinds.clustering import ClusteringKind
 from datagen.synthesize.kinds.code import CodeKind, CodeTranslationKind
 from datagen.synthesize.kinds.judge import JudgeKind
+from datagen.synthesize.kinds.negative import NegativeKind
 from datagen.synthesize.kinds.retrieval import RetrievalKind
 from datagen.synthesize.kinds.rows import provenance
 from datagen.synthesize.kinds.scratch import ScratchKind
@@ -31,7 +32,8 @@ KINDS: dict[str, Any] = {  # each a MakeKind with `prompts`, what it gives to an
         CodeTranslationKind,
     )
 }
-_ALL: dict[str, Any] = {**KINDS, TaskKind.name: TaskKind, JudgeKind.name: JudgeKind}
+_OTHERS: tuple[Any, ...] = (TaskKind, JudgeKind, NegativeKind)
+_ALL: dict[str, Any] = {**KINDS, **{kind.name: kind for kind in _OTHERS}}
 
 __all__ = ["KINDS", "TASK", "TaskKind", "check_prompts", "provenance"]
 
