@@ -32,6 +32,7 @@ _RUN_OPTIONS: dict[str, tuple[type, str]] = {
     "compile": (bool, "with torch.compile"),
     "parallel": (str, "ddp or fsdp, under torchrun (ddp)"),
     "checkpoint_steps": (int, "between two checkpoints (100)"),
+    "keep_steps": (int, "between checkpoints kept as models in DIR-steps (none)"),
     "threads": (int, "(one for each core)"),
     "tensorboard": (str, "folder for TensorBoard (none)"),
 }
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"embedmix {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_train, _plan, _merge, _prune, _evaluate, _export, _compare):
+    for add in (_train, _plan, _merge, _prune, _evaluate, _export, _publish, _compare):
         add(commands)
     return parser
 
@@ -401,6 +402,31 @@ def _run_export(arguments: argparse.Namespace) -> int:
         licence=arguments.licence,
     )
     return _done({"output": arguments.output, "golden_difference": difference})
+
+
+def _publish(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "publish",
+        _run_publish,
+        about="Put a model on the Hub, with the checkpoints of its training as branches.\n\nReads "
+        "MODEL, an exported, trained or merged model, and the checkpoints that RUN kept\n"
+        "(--keep-steps). Writes to the repository, private unless told: each checkpoint to its "
+        "branch step-N,\nthe model to main, its card last; proves every file by its digest. The "
+        "same command goes on where it\nwas cut off. The token comes from HF_TOKEN. Prints JSON.",
+        example="trainer publish out/demo/models/merged --repo me/my-model",
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--repo", required=True, metavar="ORG/NAME")
+    parser.add_argument("--run", dest="training", metavar="RUN", help="output of `trainer train`")
+    parser.add_argument("--public", action="store_true", help="a new repository is private else")
+
+
+def _run_publish(arguments: argparse.Namespace) -> int:
+    from trainer.publish import publish_model
+
+    options = {"run": arguments.training, "public": arguments.public}
+    return _done(publish_model(arguments.model, arguments.repo, **options))
 
 
 def _compare(commands: Any) -> None:

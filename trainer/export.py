@@ -148,6 +148,17 @@ def new_folder(output: str) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def kept_folder(output: str, step: int) -> Path:
+    """Where a run keeps its checkpoint of an optimiser step, counted over all stages."""
+    return Path(f"{output.rstrip('/')}-steps") / f"step-{step}"
+
+
+def kept_steps(output: str) -> dict[int, str]:
+    """The checkpoints that a run kept, by step."""
+    found = kept_folder(output, 0).parent.glob("step-*")
+    return dict(sorted((int(place.name.split("-")[1]), str(place)) for place in found))
+
+
 def any_entry(path: Path) -> bool:
     """Whether a path is a file, or a folder with something in it."""
     return path.is_file() or next(path.iterdir(), None) is not None

@@ -44,6 +44,7 @@ _PLACES = (
     "output",
     "threads",
     "checkpoint_steps",
+    "keep_steps",
     "parallel",
     "tensorboard",
 )
@@ -114,6 +115,7 @@ class TrainConfig:
     compile: bool = False
     parallel: str = "ddp"  # fsdp; under torchrun
     checkpoint_steps: int = 100
+    keep_steps: int | None = None  # between checkpoints kept as models in OUTPUT-steps
     tensorboard: str | None = None  # folder for TensorBoard, beside metrics.jsonl
     threads: int | None = None  # None: one for each core this process may use
 
@@ -131,10 +133,15 @@ class TrainConfig:
             )
         positive = (self.temperature, self.clip, self.micro_tokens, self.checkpoint_steps)
         others = (self.weight_decay, self.smallest_rate, self.lora)
-        if min(positive) <= 0 or min(others) < 0 or (self.threads or 1) < 1:
+        if (
+            min(positive) <= 0
+            or min(others) < 0
+            or min(self.threads or 1, self.keep_steps or 1) < 1
+        ):
             _refuse(
                 f"temperature, clip, micro_tokens, checkpoint_steps = {positive}, "
-                f"weight_decay, smallest_rate, lora = {others}, threads = {self.threads}",
+                f"weight_decay, smallest_rate, lora = {others}, threads = {self.threads}, "
+                f"keep_steps = {self.keep_steps}",
                 "numbers above 0 (those of the second group may be 0)",
             )
 
@@ -191,22 +198,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with process_group() as device:
         model, tokenizer, stages = run_stages(config, identity, place=place, device=device)
         if rank() == 0:
-            _export(config, model, tokenizer, identity=identity, stages=stages)
+            export_run(config, output, model, tokenizer, mix=identity["mix"], stages=stages)
             shutil.copyfile(place / "metrics.jsonl", output / "metrics.jsonl")
             done.write_text(json.dumps(_record(config, identity, stages), indent=1) + "\n")
             shutil.rmtree(place)
     return json.loads(json.dumps(_record(config, identity, stages)))
 
 
-def _export(
-    config: TrainConfig, model: Any, tokenizer: Any, *, identity: dict[str, Any], stages: list
+def export_run(
+    config: TrainConfig, output: Path, model: Any, tokenizer: Any, *, mix: str, stages: list
 ) -> None:
+    """Export what a run has trained, with a card that says on which mix (digest) and how."""
     from trainer.prompts import PROMPTS
 
     length = max(stage.max_length for stage in config.stages)
-    card = {"base_model": Path(config.base).name, "mix": identity["mix"], "stages": stages}
+    card = {"base_model": Path(config.base).name, "mix": mix, "stages": stages}
     settings: dict[str, Any] = {"prompts": PROMPTS, "card": card, "pooling": config.pooling}
-    export_model(model, tokenizer, config.output, max_length=length, **settings)
+    export_model(model, tokenizer, str(output), max_length=length, **settings)
 
 
 def _record(config: TrainConfig, identity: dict[str, Any], stages: list) -> dict[str, Any]:
