@@ -333,16 +333,22 @@ def _evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         _run_evaluate,
-        about="Score a model on task folders with the mteb library.\n\nReads a "
+        about="Score a model on task folders and benchmarks with the mteb library.\n\nReads a "
         "sentence-transformers folder, and task folders (task.json beside parquet tables), given "
-        "one by\none or as a folder of them. Writes DIR/results.json: a list with one object per "
-        "task: task, type,\nlanguages, main_score (0 to 1), scores, prompts, rows, seconds, model "
-        "(sha256, dtype), versions.\nResults of the same weights and files that DIR already holds "
-        "are taken over.",
+        "one by\none or as a folder of them; benchmarks by name, from a Hub. Writes "
+        "DIR/results.json: a list with one\nobject per task: task, type, languages, main_score (0 "
+        "to 1), scores, prompts, rows, seconds, model\n(sha256, dtype), versions, revision. "
+        "Results of the same weights and files that DIR already holds are\ntaken over.",
         example="trainer evaluate --model merged --tasks tasks/ --output scores/merged",
     )
     parser.add_argument("--model", required=True, metavar="M")
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="DIR")
+    parser.add_argument("--tasks", nargs="+", default=(), metavar="DIR")
+    parser.add_argument(
+        "--benchmark", action="append", default=[], metavar="NAME", help="as in 'MTEB(eng, v2)'"
+    )
+    parser.add_argument(
+        "--widths", type=_numbers(int), default=(), metavar="N,N", help="of shorter vectors"
+    )
     _output(parser)
     parser.add_argument("--only", nargs="+", default=(), metavar="TYPE", help=", ".join(TASKS))
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts (32)")
@@ -359,6 +365,13 @@ def _evaluate(commands: Any) -> None:
 def _run_evaluate(arguments: argparse.Namespace) -> int:
     from trainer.evaluate import evaluate
 
+    if not arguments.tasks and not arguments.benchmark:
+        raise UserError(
+            found="neither --tasks nor --benchmark",
+            expected="what to score the model on",
+            do="name folders of tasks, or a benchmark of mteb",
+            exit_status=2,
+        )
     summary = evaluate(
         arguments.model,
         arguments.tasks,
@@ -368,9 +381,12 @@ def _run_evaluate(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         only=arguments.only,
         instructions=arguments.instructions,
+        benchmarks=arguments.benchmark,
+        widths=arguments.widths,
     )
     scores = {result["task"]: result["main_score"] for result in summary["tasks"]}
-    return _done({"results": summary["results"], "scores": scores, "means": summary["means"]})
+    told = {name: summary[name] for name in ("results", "means", "languages")}
+    return _done(told | {"scores": scores})
 
 
 def _export(commands: Any) -> None:
@@ -439,12 +455,14 @@ def _compare(commands: Any) -> None:
         example="trainer compare scores/base scores/merged",
     )
     parser.add_argument("results", nargs="+", metavar="RESULTS")
+    parser.add_argument("--languages", action="store_true", help="a row per language, not per task")
 
 
 def _run_compare(arguments: argparse.Namespace) -> int:
-    from trainer.compare import compare
+    from trainer.compare import compare, compare_languages
 
-    print(compare(arguments.results))
+    table = compare_languages if arguments.languages else compare
+    print(table(arguments.results))
     return 0
 
 
