@@ -201,6 +201,7 @@ OPTIONS: list[dict] = [
     {"distill": "kl"},
     {"distill": "margin"},
     {"pooling": "last", "causal": True},
+    {"pool_instruction": False},
     {"pooling": "cls", "schedule": "cosine", "smallest_rate": 0.1},
     {"gradient_checkpointing": True, "dtype": "bfloat16"},
 ]

@@ -20,6 +20,7 @@ _RUN_OPTIONS: dict[str, tuple[type, str]] = {
     "distill_weight": (float, "beside the loss (1)"),
     "teacher": (str, "folder of a model with the same tokenizer"),
     "pooling": (str, "mean, last or cls (mean)"),
+    "pool_instruction": (bool, "tokens of instructions count in the mean (they do)"),
     "causal": (bool, "leave the attention of a decoder causal"),
     "lora": (int, "rank of adapters to train in place of the weights (0: all weights)"),
     "schedule": (str, "linear or cosine (linear)"),
@@ -183,7 +184,8 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, (kind, about) in _RUN_OPTIONS.items():
         if kind is bool:
-            parser.add_argument(_flag(name), action="store_true", default=None, help=about)
+            action = argparse.BooleanOptionalAction if name == "pool_instruction" else "store_true"
+            parser.add_argument(_flag(name), action=action, default=None, help=about)
         else:
             parser.add_argument(_flag(name), type=kind, metavar=name[0].upper(), help=about)
 
@@ -405,6 +407,7 @@ def _export(commands: Any) -> None:
     parser.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens (512)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(as the model is saved)")
     parser.add_argument("--licence", metavar="SPDX", help="of the base model, for the card")
+    parser.add_argument("--onnx", action="store_true", help="write onnx/model.onnx as well")
 
 
 def _run_export(arguments: argparse.Namespace) -> int:
@@ -416,6 +419,7 @@ def _run_export(arguments: argparse.Namespace) -> int:
         max_length=arguments.max_length,
         dtype=arguments.dtype,
         licence=arguments.licence,
+        onnx=arguments.onnx,
     )
     return _done({"output": arguments.output, "golden_difference": difference})
 

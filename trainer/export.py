@@ -2,13 +2,12 @@
 
 The folder holds the stock architecture with `is_causal: false` (read by transformers >= 5.2,
 sentence-transformers and vLLM) and `use_bidirectional_attention: true` (text-embeddings-inference),
-pooling (a mean has all tokens, instruction included) and normalisation. Older transformers load the
-same files as a causal model without a word: golden.py has the means to notice.
+pooling (a mean has all tokens, or all but the prompt's) and normalisation. Older transformers load
+the same files as a causal model without a word: golden.py has the means to notice.
 
 A prompt is put in front of the text as it stands, so `prompt + text` must be the string that
 training tokenised. `datagen.schema.format_query` ends in `Query: ` with one blank; the prompts keep
-that blank. It would be in the way only if the prompt's tokens were left out of the mean, and they
-are not.
+that blank.
 """
 
 import contextlib
@@ -37,11 +36,13 @@ def export_model(
     prompts: Mapping[str, str],
     card: Mapping[str, Any] | None = None,
     pooling: str = "mean",
+    pool_instruction: bool = True,
 ) -> None:
     """Write the encoder to `output`, whole or not at all; texts are cut at `max_length` tokens.
 
     `prompts` must have `query` and `document`; further names are mteb's (`Retrieval-query`).
-    `card` (base_model, licence, mix, stages) goes into README.md.
+    `card` (base_model, licence, mix, stages) goes into README.md. Without `pool_instruction` the
+    tokens of a prompt stay out of the mean.
     Replaces an earlier export; raises UserError when `output` holds anything else.
     """
     missing = [name for name in ("query", "document") if name not in prompts]
@@ -59,7 +60,8 @@ def export_model(
         causal = model.config.is_causal
         edit_json(folder / "config.json", use_bidirectional_attention=not causal)
         width = model.config.hidden_size
-        _write_modules(folder, width=width, max_length=max_length, pooling=pooling)
+        how: dict[str, Any] = {"pooling": pooling, "pool_instruction": pool_instruction}
+        _write_modules(folder, width=width, max_length=max_length, **how)
         settings = {
             "model_type": "SentenceTransformer",
             "__version__": {name: version(name) for name in _LIBRARIES},
@@ -68,10 +70,10 @@ def export_model(
             "similarity_fn_name": "cosine",
         }
         write_json(folder / "config_sentence_transformers.json", settings)
-        vectors = golden_vectors(model, tokenizer, prompts, max_length=max_length, pooling=pooling)
+        vectors = golden_vectors(model, tokenizer, prompts, max_length=max_length, **how)
         save_golden(folder, vectors, dtype=model.dtype)
         (folder / "README.md").write_text(
-            model_card(card or {}, max_length=max_length, causal=causal, pooling=pooling),
+            model_card(card or {}, max_length=max_length, causal=causal, **how),
             encoding="utf-8",
         )
 
@@ -83,11 +85,16 @@ def export_folder(
     max_length: int,
     dtype: str | None = None,
     licence: str | None = None,
+    onnx: bool = False,
 ) -> float:
-    """Export a transformers folder; returns the golden difference of what was written."""
+    """Export a transformers folder; returns the golden difference of what was written.
+
+    With `onnx` the folder also holds the model as ONNX, whose golden vectors are compared as well.
+    """
     import torch
 
     from trainer.encoder import load_encoder
+    from trainer.onnx import check_onnx_libraries, export_onnx
     from trainer.prompts import PROMPTS
 
     if Path(output).exists() and any_entry(Path(output)):
@@ -96,11 +103,35 @@ def export_folder(
             expected="a new or empty folder",
             do="choose another --output",
         )
-    encoder, tokenizer = load_encoder(model, dtype=getattr(torch, dtype or _saved_dtype(model)))
+    if onnx:
+        check_onnx_libraries()
+    kept = getattr(torch, dtype or _saved_dtype(model))
+    encoder, tokenizer = load_encoder(model, dtype=kept, causal=saved_causal(model))
     prompts = _saved_prompts(Path(model)) or PROMPTS
     card = {"base_model": Path(model).name, "licence": licence}
-    export_model(encoder, tokenizer, output, max_length=max_length, prompts=prompts, card=card)
-    return check_golden(output)
+    how: dict[str, Any] = {"prompts": prompts, "card": card, **saved_pooling(model)}
+    export_model(encoder, tokenizer, output, max_length=max_length, **how)
+    difference = check_golden(output)
+    return max(difference, export_onnx(output)) if onnx else difference
+
+
+def saved_pooling(folder: str) -> dict[str, Any]:
+    """`pooling` and `pool_instruction` of an export; a mean of all tokens for a plain folder."""
+    path = Path(folder) / "1_Pooling" / "config.json"
+    if not (Path(folder) / GOLDEN).is_file():
+        return {"pooling": "mean", "pool_instruction": True}
+    told = json.loads(path.read_text(encoding="utf-8"))
+    named = {"mean_tokens": "mean", "lasttoken": "last", "cls_token": "cls"}
+    pooling = next(ours for name, ours in named.items() if told[f"pooling_mode_{name}"])
+    return {"pooling": pooling, "pool_instruction": told["include_prompt"]}
+
+
+def saved_causal(folder: str) -> bool:
+    """Whether an export was left causal; never so for a plain folder, which is made an encoder."""
+    if not (Path(folder) / GOLDEN).is_file():
+        return False
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return bool(config.get("is_causal", False))
 
 
 def _saved_dtype(model: str) -> str:
@@ -184,7 +215,9 @@ def _save_tokenizer(tokenizer: Any, folder: Path, *, max_length: int) -> None:
     saved.save_pretrained(folder)
 
 
-def _write_modules(folder: Path, *, width: int, max_length: int, pooling: str) -> None:
+def _write_modules(
+    folder: Path, *, width: int, max_length: int, pooling: str, pool_instruction: bool
+) -> None:
     """modules.json and what it names, as sentence-transformers 5 and 6 both read it."""
     names = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
@@ -203,7 +236,7 @@ def _write_modules(folder: Path, *, width: int, max_length: int, pooling: str) -
         "pooling_mode_mean_sqrt_len_tokens": False,
         "pooling_mode_weightedmean_tokens": False,
         "pooling_mode_lasttoken": pooling == "last",
-        "include_prompt": True,
+        "include_prompt": pool_instruction,
     }
     for path, _ in names[1:]:
         (folder / path).mkdir()
@@ -212,13 +245,20 @@ def _write_modules(folder: Path, *, width: int, max_length: int, pooling: str) -
 
 
 def model_card(
-    card: Mapping[str, Any], *, max_length: int, causal: bool, pooling: str = "mean"
+    card: Mapping[str, Any],
+    *,
+    max_length: int,
+    causal: bool,
+    pooling: str = "mean",
+    pool_instruction: bool = True,
 ) -> str:
     """README.md of a model: what it is, what it was made from, how to load it."""
     head = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     if card.get("licence"):
         head.append(f"license: {str(card['licence']).lower()}")
     attention = "causal" if causal else "bidirectional"
+    if not pool_instruction:
+        pooling = "mean (without the instruction's tokens)"
     facts = {
         "base model": card.get("base_model", "not stated"),
         "licence of the base model": card.get("licence", "not stated"),

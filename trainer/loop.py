@@ -157,6 +157,7 @@ class _Run:
             tokenizer=self.tokenizer,
             max_length=stage.max_length,
             seed=self.config.seed,
+            pool_instruction=self.config.pool_instruction,
         )
         for step, share in zip(range(first, len(plan)), read, strict=True):
             # Matters only for a base with dropout: a resumed run draws what it would have drawn.

@@ -31,6 +31,7 @@ from trainer.loss import (
     row_scores,
     score_kl,
 )
+from trainer.packed import unmarked
 
 Row = Sequence[list[int]]  # token ids of query, positive, negatives
 
@@ -120,7 +121,7 @@ class Gradients:
             backward(self.encoder, chunks, part.loss, count=most, last=last)
             losses.append(part.loss_R)
             hits.append(part.accuracy_R)
-            tokens += sum(map(len, part.texts)) if part.size else 0
+            tokens += sum(map(len, unmarked(part.texts)[1])) if part.size else 0
         return Figures(torch.cat(losses).tolist(), torch.cat(hits).sum().item(), tokens)
 
 

@@ -106,6 +106,7 @@ class TrainConfig:
     distill_weight: float = 1.0
     teacher: str | None = None  # folder of a model with the same tokenizer
     pooling: str = "mean"  # last, cls
+    pool_instruction: bool = True  # whether the tokens of instructions count in a mean
     causal: bool = False
     lora: int = 0  # rank of adapters that are trained in place of the weights; 0: all weights
     schedule: str = "linear"  # cosine
@@ -130,6 +131,10 @@ class TrainConfig:
             _refuse(
                 f"distill {self.distill!r}, teacher {self.teacher!r}, {len(self.stages)} stages",
                 "a teacher if and only if its embeddings are matched; at least one stage",
+            )
+        if not self.pool_instruction and self.pooling != "mean":
+            _refuse(
+                f"pool_instruction off with pooling {self.pooling!r}", "a mean to leave it out of"
             )
         positive = (self.temperature, self.clip, self.micro_tokens, self.checkpoint_steps)
         others = (self.weight_decay, self.smallest_rate, self.lora)
@@ -214,6 +219,7 @@ def export_run(
     length = max(stage.max_length for stage in config.stages)
     card = {"base_model": Path(config.base).name, "mix": mix, "stages": stages}
     settings: dict[str, Any] = {"prompts": PROMPTS, "card": card, "pooling": config.pooling}
+    settings["pool_instruction"] = config.pool_instruction
     export_model(model, tokenizer, str(output), max_length=length, **settings)
 
 
