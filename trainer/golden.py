@@ -134,7 +134,7 @@ def _load_and_encode(folder: str) -> tuple[Any, Any]:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(folder, trust_remote_code=False, local_files_only=True)
-    how = {"convert_to_numpy": True, "show_progress_bar": False}
+    how: dict[str, Any] = {"convert_to_numpy": True, "show_progress_bar": False}
     if all(getattr(module, "include_prompt", True) for module in model):
         vectors = model.encode(golden_texts(folder), prompt="", **how)
     else:  # the length of a prompt is that of a whole batch
