@@ -277,7 +277,7 @@ def batch_plan(
         for rows in _groups(of_task, sources):
             whole = len(rows) - len(rows) % batch_size
             if positives is not None:
-                spread(rows[:whole], positives, batch_size=batch_size, seed=[seed, epoch])
+                spread(rows, positives, batch_size=batch_size, seed=[seed, epoch])
             batches += [rows[i : i + batch_size] for i in range(0, whole, batch_size)]
             left.append(rows[whole:])
         rest = generator.permutation(np.concatenate(left))

@@ -55,8 +55,9 @@ def spread(rows: np.ndarray, positives: Positives, *, batch_size: int, seed: lis
     """Swap rows in place until no batch (a run of `batch_size` rows) has a positive twice."""
     generator = np.random.default_rng(seed)
     window = max(1, WINDOW // batch_size) * batch_size
-    for begin in range(0, len(rows), window):
-        part = rows[begin : begin + window]
+    ends = [*range(window, len(rows) - window + 1, window), len(rows)]  # the last one is longer
+    for begin, end in zip([0, *ends], ends, strict=False):
+        part = rows[begin:end]
         places = np.arange(len(part))
         for _ in range(ROUNDS):
             bad = places[repeated(part[places], places // batch_size, positives)]
