@@ -232,6 +232,33 @@ def test_a_teacher_draws_the_embeddings_to_its_own(config, base, tmp_path):
         train(replace(config, output=str(tmp_path / "x"), **options | {"teacher": narrow}))
 
 
+def test_a_cached_teacher_is_the_teacher_to_fp16(config, tmp_path):
+    """What mining has encoded is not encoded again; the losses are those of a teacher's pass."""
+    from datagen.cached_encoder import CachedEncoder
+    from trainer.data import StageData
+
+    teacher, cache = tiny_export(tmp_path / "teacher", seed=9, width=64), str(tmp_path / "cache")
+    mined = CachedEncoder(teacher, root=cache, max_length=64)
+    stage = replace(STAGES[0], max_rows=24)
+    for example in StageData(config.mix, "pretrain", negatives=1).sample(1000):
+        mined.encode(example.texts[1:], stored="float16")  # but not the queries
+    known = mined.space("", "float16").rows()
+    options = {"distill": "cosine", "teacher": teacher, "distill_weight": 10.0, "stages": (stage,)}
+    train(replace(config, **options, output=str(tmp_path / "pass")))
+    train(replace(config, **options, teacher_cache=cache))
+    ours, cached = (
+        [line["loss"] for line in metrics(folder)] for folder in (tmp_path / "pass", config.output)
+    )
+    assert cached == pytest.approx(ours, rel=1e-3)
+    rows = mined.space("", "float16").rows()
+    assert known < rows <= known + 24, "the queries of the rows are kept, documents were there"
+    train(replace(config, **options, teacher_cache=cache, output=str(tmp_path / "again")))
+    assert mined.space("", "float16").rows() == rows
+    assert metrics(tmp_path / "again") == metrics(config.output)
+    with pytest.raises(UserError, match="cosine: it has unit vectors"):
+        replace(config, **{**options, "distill": "embedding"}, teacher_cache=cache)
+
+
 def test_adapters_are_trained_and_merged(config, base, tmp_path):
     wanted = replace(config, stages=(LEARNS,), lora=4)
     if importlib.util.find_spec("peft") is None:

@@ -31,6 +31,7 @@ from trainer.packed import PackedEncoder
 from trainer.plan import Share, shares, stage_plan
 from trainer.progress import Board, Meter, token_flops
 from trainer.schedule import learning_rate, new_optimizer, warmup_steps
+from trainer.teacher import CachedTeacher
 from trainer.train import StageConfig, TrainConfig, export_run, refuse_drift
 
 log = logging.getLogger("embedmix")
@@ -97,7 +98,8 @@ class _Run:
             ),
             micro_tokens=config.micro_tokens,
             pad_id=self.tokenizer.pad_token_id,
-            teacher=self._teacher(),
+            teacher=None if config.teacher_cache else self._teacher(),
+            cached=self._cached_teacher(),
         )
         self.board = Board(config.tensorboard if rank() == 0 else None)
         self.metrics, self.checkpoint = place / "metrics.jsonl", place / "checkpoint.safetensors"
@@ -122,6 +124,12 @@ class _Run:
                 do="take a teacher of the same family, or distill scores: kl, margin",
             )
         return teacher.eval()
+
+    def _cached_teacher(self) -> CachedTeacher | None:
+        if self.config.teacher is None or self.config.teacher_cache is None:
+            return None
+        root, width = self.config.teacher_cache, self.model.config.hidden_size
+        return CachedTeacher(self.config.teacher, root=root, width=width, device=self.device)
 
     def _resume(self) -> None:
         state = read_state(self.checkpoint)

@@ -10,7 +10,7 @@ on several threads, in an order that differs from run to run.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from trainer.gradcache import backward
 from trainer.loss import (
     LOSSES,
     Batch,
+    embedding_cosine,
     embedding_mse,
     margin_mse,
     matryoshka,
@@ -33,6 +34,7 @@ from trainer.loss import (
 )
 from trainer.packed import unmarked
 
+_OF_VECTORS = {"embedding": embedding_mse, "cosine": embedding_cosine}
 Row = Sequence[list[int]]  # token ids of query, positive, negatives
 
 
@@ -43,7 +45,7 @@ class Objective:
     loss: str = "nemotron"
     temperature: float = 0.02
     matryoshka: bool = False
-    distill: str | None = None  # kl, margin (the mix's scores), embedding (a teacher's vectors)
+    distill: str | None = None  # kl, margin (the mix's scores), embedding, cosine (of a teacher)
     distill_weight: float = 1.0
 
     @property
@@ -68,11 +70,11 @@ class Objective:
 
     def _distilled(self, batch: Batch, rows: slice, teacher_RSE: Tensor | None) -> Tensor:
         exists_RS = batch.exists_BS[rows]
-        if self.distill == "embedding":
+        if self.distill in _OF_VECTORS:
             assert teacher_RSE is not None
             own_RSD = torch.cat([batch.query_BD[rows, None], batch.document_BSD[rows]], 1)
             exists_RS = torch.cat([torch.ones_like(exists_RS[:, :1]), exists_RS], 1)
-            return embedding_mse(own_RSD, teacher_RSE, exists_RS)
+            return _OF_VECTORS[self.distill](own_RSD, teacher_RSE, exists_RS)
         exists_RS = exists_RS & batch.teacher_BS[rows].isfinite()
         teacher_RS = batch.teacher_BS[rows].nan_to_num()
         compare = {"kl": score_kl, "margin": margin_mse}[self.distill or ""]
@@ -91,6 +93,7 @@ class Figures(NamedTuple):
 class Gradients:
     """Adds up the gradient of a batch; `encoder` and `teacher` embed lists of token ids.
 
+    A `cached` teacher has the vectors of texts, whatever its tokenizer.
     At most `micro_tokens` tokens have activations at once, except where one row alone has more.
     """
 
@@ -100,6 +103,7 @@ class Gradients:
     micro_tokens: int
     pad_id: int
     teacher: Any = None
+    cached: Callable[[Sequence[str]], Tensor] | None = None
 
     def add(
         self, examples: Sequence[Example], ids: Sequence[Row], *, count: int, negatives: int
@@ -141,6 +145,8 @@ class _Part:
         # A process without rows still takes part in exchanges, with a text that counts nothing.
         found = sorted({tuple(text) for row in ids for text in row}, key=lambda t: (len(t), t))
         self.texts = found or [(setup.pad_id,)]
+        pairs = zip(examples, ids, strict=True)
+        self.strings = {tuple(t): s for e, row in pairs for s, t in zip(e.texts, row, strict=True)}
         self.index_RS = _index(self.texts, ids, width=2 + negatives).to(setup.device)
         in_batch = setup.objective.in_batch
         facts = _facts(examples, ids, negatives=negatives, in_batch=in_batch)
@@ -169,6 +175,9 @@ class _Part:
 
     @torch.no_grad()
     def _teacher(self) -> Tensor | None:
+        if self.setup.cached is not None:
+            vectors = self.setup.cached([self.strings.get(text, "") for text in self.texts])
+            return F.embedding(self.index_RS, vectors)
         if self.setup.teacher is None:
             return None
         chunks = self.chunks(self.setup.micro_tokens)

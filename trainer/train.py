@@ -30,7 +30,7 @@ log = logging.getLogger("embedmix")
 _KNOWN = {
     "dtype": ("bfloat16", "float32"),
     "loss": ("nemotron", "nv_retriever", "gecko", "gemini", "qwen3", "f2llm", "kalm", "all"),
-    "distill": (None, "kl", "margin", "embedding"),
+    "distill": (None, "kl", "margin", "embedding", "cosine"),
     "pooling": ("mean", "last", "cls"),
     "schedule": ("linear", "cosine"),
     "parallel": ("ddp", "fsdp"),
@@ -41,6 +41,7 @@ _PLACES = (
     "mix",
     "base",
     "teacher",
+    "teacher_cache",
     "output",
     "threads",
     "checkpoint_steps",
@@ -102,9 +103,10 @@ class TrainConfig:
     dtype: str = "bfloat16"
     loss: str = "nemotron"  # a key of trainer.loss.LOSSES
     matryoshka: bool = False  # the loss at widths 8, 16, ... as well
-    distill: str | None = None  # kl or margin (the mix's scores), embedding (of `teacher`)
+    distill: str | None = None  # kl, margin (the mix's scores), embedding, cosine (of `teacher`)
     distill_weight: float = 1.0
-    teacher: str | None = None  # folder of a model with the same tokenizer
+    teacher: str | None = None  # folder of a model; with the same tokenizer unless it is cached
+    teacher_cache: str | None = None  # folder of vectors (trainer/teacher.py), for cosine
     pooling: str = "mean"  # last, cls
     pool_instruction: bool = True  # whether the tokens of instructions count in a mean
     causal: bool = False
@@ -127,11 +129,14 @@ class TrainConfig:
                     f"{name} {getattr(self, name)!r}",
                     f"one of {known}",
                 )
-        if (self.distill == "embedding") != (self.teacher is not None) or not self.stages:
+        of_vectors = self.distill in ("embedding", "cosine")
+        if of_vectors != (self.teacher is not None) or not self.stages:
             _refuse(
                 f"distill {self.distill!r}, teacher {self.teacher!r}, {len(self.stages)} stages",
                 "a teacher if and only if its embeddings are matched; at least one stage",
             )
+        if self.teacher_cache is not None and self.distill != "cosine":
+            _refuse(f"teacher_cache with distill {self.distill!r}", "cosine: it has unit vectors")
         if not self.pool_instruction and self.pooling != "mean":
             _refuse(
                 f"pool_instruction off with pooling {self.pooling!r}", "a mean to leave it out of"
@@ -157,6 +162,7 @@ class TrainConfig:
             "mix": read_manifest(Folder(self.mix)).digest,
             "base": model_digest(self.base),
             "teacher": self.teacher and model_digest(self.teacher),
+            "teacher_is_cached": self.teacher_cache is not None,
         }
         return json.loads(json.dumps({**fields, **digests}))
 
