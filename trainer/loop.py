@@ -20,7 +20,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from datagen.schema import UserError
-from trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
+from trainer.checkpoint import load_checkpoint, newest, read_state, save_checkpoint
 from trainer.data import Example, StageData
 from trainer.distributed import parallel, rank, total, world_size
 from trainer.encoder import check_packed, load_encoder, self_check
@@ -132,11 +132,12 @@ class _Run:
         return CachedTeacher(self.config.teacher, root=root, width=width, device=self.device)
 
     def _resume(self) -> None:
-        state = read_state(self.checkpoint)
+        found = newest(self.checkpoint)
+        state = read_state(found)
         kept: list[str] = []
         if state is not None:
             refuse_drift(self.checkpoint.parent, state["identity"], self.identity)
-            load_checkpoint(self.checkpoint, model=self.model, optimizer=self.optimizer)
+            load_checkpoint(found, model=self.model, optimizer=self.optimizer)
             self.finished, self.first_step = state["finished"], state["step"]
             self.sums, self.lines = state["sums"], state["metric_lines"]
             kept = self.metrics.read_text().splitlines(keepends=True)[: self.lines]
@@ -172,10 +173,10 @@ class _Run:
             torch.manual_seed(self.config.seed * 1_000_003 + number * 500_009 + step)
             rate = learning_rate(self.config, stage, step=step, steps=len(plan))
             figures = self._step(stage, share, rate)
-            meter.add(step, figures)
+            rates = meter.add(step, figures)
             record = {"stage": stage.name, "step": step, "learning_rate": rate, **figures}
             self._write_metrics(record)
-            self.board.add(step, record)
+            self.board.add(step, record | rates)
             due = (step + 1) % self.config.checkpoint_steps == 0
             if step + 1 < len(plan) and (due or self._kept(step + 1)):
                 self._save(step + 1, meter.sums)

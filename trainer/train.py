@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from datagen import __version__
 from datagen.schema import STAGES, UserError
-from datagen.store import Folder, read_manifest
+from datagen.store import Folder, read_manifest, verify
 from trainer.export import GOLDEN, any_entry, export_model
 
 log = logging.getLogger("embedmix")
@@ -207,6 +207,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     place = output.with_name(f".{output.name}.training")
     with process_group() as device:
+        if rank() == 0 and not place.exists():  # a run that resumes has done this
+            _refuse_damaged(config.mix)
         model, tokenizer, stages = run_stages(config, identity, place=place, device=device)
         if rank() == 0:
             export_run(config, output, model, tokenizer, mix=identity["mix"], stages=stages)
@@ -240,6 +242,17 @@ def _record(config: TrainConfig, identity: dict[str, Any], stages: list) -> dict
         "seconds": round(sum(stage["seconds"] for stage in stages), 1),
         "versions": {"embedmix": __version__, **{name: version(name) for name in _LIBRARIES}},
     }
+
+
+def _refuse_damaged(mix: str) -> None:
+    """Read every byte of the mix once: hours of training on half a shard would be lost."""
+    problems = verify(Folder(mix))
+    if problems:
+        raise UserError(
+            found=f"{mix} does not verify: {'; '.join(problems[:3])}",
+            expected="the shards that its manifest lists, byte for byte",
+            do="build or fetch the mix again; `datagen verify` lists all problems",
+        )
 
 
 def _refuse_other_content(output: Path) -> None:
