@@ -145,8 +145,8 @@ class _Part:
         # A process without rows still takes part in exchanges, with a text that counts nothing.
         found = sorted({tuple(text) for row in ids for text in row}, key=lambda t: (len(t), t))
         self.texts = found or [(setup.pad_id,)]
-        pairs = zip(examples, ids, strict=True)
-        self.strings = {tuple(t): s for e, row in pairs for s, t in zip(e.texts, row, strict=True)}
+        if setup.cached is not None:
+            self.strings = _strings(examples, ids)
         self.index_RS = _index(self.texts, ids, width=2 + negatives).to(setup.device)
         in_batch = setup.objective.in_batch
         facts = _facts(examples, ids, negatives=negatives, in_batch=in_batch)
@@ -193,6 +193,12 @@ def cut(tokens: Sequence[int], budget: int) -> Iterator[slice]:
             begin, total = i, 0
         total += count
     yield slice(begin, len(tokens))
+
+
+def _strings(examples: Sequence[Example], ids: Sequence[Row]) -> dict[tuple[int, ...], str]:
+    """The text that token ids were made of; of several that were cut to the same ids, one."""
+    pairs = zip(examples, ids, strict=True)
+    return {tuple(t): s for e, row in pairs for s, t in zip(e.texts, row, strict=True)}
 
 
 def _index(texts: Sequence[tuple[int, ...]], ids: Sequence[Row], *, width: int) -> Tensor:
