@@ -207,7 +207,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     place = output.with_name(f".{output.name}.training")
     with process_group() as device:
-        if rank() == 0 and not place.exists():  # a run that resumes has done this
+        if rank() == 0 and not any(place.glob("*.safetensors")):  # one that resumes has done this
             _refuse_damaged(config.mix)
         model, tokenizer, stages = run_stages(config, identity, place=place, device=device)
         if rank() == 0:
