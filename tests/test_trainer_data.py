@@ -11,7 +11,8 @@ from tiny_mix import document, row, write_rows, write_tiny_mix
 
 from datagen.schema import MIX_DOCUMENT, MIX_ROW, UserError
 from datagen.store import Folder, read_manifest, read_table
-from trainer.data import Example, StageData, batch_plan
+from trainer.batches import batch_plan
+from trainer.data import Example, StageData
 from trainer.distinct import Positives
 from trainer.rows import Rows
 
