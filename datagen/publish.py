@@ -6,7 +6,6 @@ lies beside the mix until the upload is complete, so the same command goes on wh
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from datagen.published import convert
 from datagen.report import PAGE
 from datagen.report_tables import evaluation_tasks, gather_facts
 from datagen.schema import UserError
-from datagen.upload import CARD, check_repo, open_repo, upload_folder
+from datagen.upload import CARD, check_repo, check_token, open_repo, upload_folder
 from datagen.verify import verify_mix
 
 log = logging.getLogger("embedmix")
@@ -48,12 +47,7 @@ def publish_mix(
     opened = Mix.open(mix)
     overview = count_mix(opened.folder)
     refuse_licences(overview, allowed_licences)
-    if not os.environ.get("HF_TOKEN"):
-        raise UserError(
-            found="no HF_TOKEN in the environment",
-            expected=f"a token with write access to {repo}",
-            do="export HF_TOKEN=...; it is used for the upload and written nowhere",
-        )
+    check_token(repo)
     url = open_repo(repo, private=not public)  # refused now rather than after the conversion
     problems = verify_mix(mix)
     if problems:

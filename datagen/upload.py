@@ -1,4 +1,4 @@
-"""Put a folder into a dataset repository of the Hub, and prove that it is there.
+"""Put a folder into a repository of the Hub, and prove that it is there.
 
 Data files first, README.md last: a repository whose upload was cut off has no card that speaks of
 it as complete. The same call goes on where it was cut off: what the Hub has by digest is not sent
@@ -11,6 +11,7 @@ The endpoint comes from HF_ENDPOINT, the token from HF_TOKEN alone; it is writte
 import contextlib
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,32 +47,52 @@ def check_repo(repo: str) -> None:
         )
 
 
-def open_repo(repo: str, *, private: bool = True) -> str:
-    """The address of a dataset repository, made (private unless told) where there is none.
+def check_token(repo: str) -> None:
+    """Raise UserError where there is no HF_TOKEN."""
+    if not os.environ.get("HF_TOKEN"):
+        raise UserError(
+            found="no HF_TOKEN in the environment",
+            expected=f"a token with write access to {repo}",
+            do="export HF_TOKEN=...; it is used for the upload and written nowhere",
+        )
+
+
+def open_repo(repo: str, *, private: bool = True, kind: str = "dataset") -> str:
+    """The address of a repository (dataset, model), made (private unless told) if there is none.
 
     One that is there keeps its visibility. UserError when the Hub refuses.
     """
     check_repo(repo)
     with _said_by_the_hub(repo):
-        found = api().create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        found = api().create_repo(repo, repo_type=kind, private=private, exist_ok=True)
     return str(found)
 
 
-def upload_folder(folder: str, repo: str, *, message: str) -> Uploaded:
-    """Upload all files of a local folder to a repository, README.md last, and verify them.
+def open_branch(repo: str, branch: str, *, kind: str) -> None:
+    """Make a branch where there is none; it begins at the first commit, which has no files yet."""
+    with _said_by_the_hub(repo):
+        first = api().list_repo_commits(repo, repo_type=kind)[-1].commit_id
+        api().create_branch(repo, branch=branch, repo_type=kind, revision=first, exist_ok=True)
+
+
+def upload_folder(
+    folder: str, repo: str, *, message: str, kind: str = "dataset", revision: str = "main"
+) -> Uploaded:
+    """Upload all files of a local folder to a branch of a repository, README.md last, and verify.
 
     Hidden files stay here, files of the repository that the folder lacks stay there. UserError when
     the Hub refuses, and when it holds other bytes in the end.
     """
     hub, files = api(), _files(folder)
     with _said_by_the_hub(repo):
-        everything = {"repo_id": repo, "repo_type": "dataset", "folder_path": folder}
+        place = {"repo_id": repo, "repo_type": kind, "revision": revision}
+        everything = {**place, "folder_path": folder}
         done = hub.upload_folder(**everything, ignore_patterns=[CARD, ".*"], commit_message=message)
         if CARD in files:
             card = {"allow_patterns": [CARD], "commit_message": f"{message}: card"}
             done = hub.upload_folder(**everything, **card)
-        commit = getattr(done, "oid", None) or hub.dataset_info(repo).sha
-        tree = hub.list_repo_tree(repo, repo_type="dataset", revision=commit, recursive=True)
+        commit = getattr(done, "oid", None) or hub.repo_info(**place).sha
+        tree = hub.list_repo_tree(**{**place, "revision": commit}, recursive=True)
         there = {entry.path: entry for entry in tree if hasattr(entry, "blob_id")}
     wrong = [name for name, path in files.items() if not _same(path, there.get(name))]
     if wrong:

@@ -26,16 +26,24 @@ LARGE = 64  # bytes from which a binary file is a large one
 
 @dataclass
 class Repository:
-    """One dataset or model: its files, and the commits that brought them."""
+    """One dataset or model: the files of a branch, and the commits that brought them."""
 
     private: bool
+    kind: str = "datasets"
     files: dict[str, bytes] = field(default_factory=dict)
     large: set[str] = field(default_factory=set)
     commits: list[list[str]] = field(default_factory=list)  # the paths of each
+    branches: dict[str, "Repository"] = field(default_factory=dict)  # but main
+    number: int = 0  # of the branch
 
     @property
     def head(self) -> str:
-        return f"{len(self.commits):040x}"
+        return f"{self.number:08x}{len(self.commits):032x}"
+
+    def at(self, revision: str) -> "Repository":
+        """The branch of this name or commit."""
+        named = {name: r for r in self.branches.values() for name in (r.head,)} | self.branches
+        return named.get(revision, self)
 
 
 @dataclass
@@ -90,8 +98,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._json({"name": "org", "orgs": [], "auth": {}})
         for pattern, answer in (
             (r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(.*))?", self._api),
-            (r"/datasets/([^/]+/[^/]+)\.git/info/lfs/(.*)", self._large),
-            (r"(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self._file),
+            (r"(?:/datasets)?/([^/]+/[^/]+)\.git/info/lfs/(.*)", self._large),
+            (r"(?:/datasets)?/([^/]+/[^/]+)/resolve/(.+)", self._file),
         ):
             if match := re.fullmatch(pattern, path):
                 repository = hub.repositories.get(match[1])
@@ -110,13 +118,22 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(409, json.dumps({"error": "exists", "url": self._url(name)}).encode())
         if not self.headers.get("Authorization"):
             return self._send(401, b'{"error": "Invalid username or password."}')
-        repositories[name] = Repository(private=asked.get("visibility") == "private")
+        kind = f"{asked.get('type') or 'model'}s"
+        private = asked.get("visibility") == "private"
+        repositories[name] = Repository(private=private, kind=kind)
         return self._json({"url": self._url(name), "name": name})
 
     def _url(self, name: str) -> str:
-        return f"{self.server.hub.endpoint}/datasets/{name}"
+        folder = "datasets/" if self.server.hub.repositories[name].kind == "datasets" else ""
+        return f"{self.server.hub.endpoint}/{folder}{name}"
 
     def _api(self, name: str, repository: Repository, rest: str, body: bytes) -> None:
+        if rest.startswith("branch/"):
+            return self._branch(repository, rest.removeprefix("branch/"), json.loads(body))
+        if rest.startswith("commits/"):
+            first = {"id": "0" * 40, "authors": [], "date": "2026-01-01T00:00:00.000Z"}
+            return self._json([{**first, "title": "initial commit", "message": ""}])
+        repository = repository.at(rest.split("/")[1] if "/" in rest else "main")
         if rest.startswith("preupload/"):
             files = json.loads(body)["files"]
             return self._json({"files": [self._mode(repository, file) for file in files]})
@@ -135,6 +152,14 @@ class Handler(BaseHTTPRequestHandler):
         found = {"id": name, "sha": repository.head, "siblings": siblings, "tags": []}
         return self._json({**found, "private": repository.private})
 
+    def _branch(self, repository: Repository, name: str, asked: dict[str, Any]) -> None:
+        if name in repository.branches:
+            return self._send(409, b'{"error": "Reference already exists"}')
+        assert asked["startingPoint"] == "0" * 40
+        number = len(repository.branches) + 1
+        repository.branches[name] = Repository(private=repository.private, number=number)
+        return self._json({})
+
     def _mode(self, repository: Repository, file: dict[str, Any]) -> dict[str, Any]:
         text = b"\0" not in base64.b64decode(file["sample"])
         large = not text and file["size"] >= LARGE
@@ -152,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
         for item in asked:
             entry = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in hub.objects:
-                base = f"{hub.endpoint}/datasets/{name}.git/info/lfs"
+                base = f"{self._url(name)}.git/info/lfs"
                 upload = {"href": f"{hub.endpoint}/put/{item['oid']}", "header": {}}
                 verify = {"href": f"{base}/verify", "header": {}}
                 entry["actions"] = {"upload": upload, "verify": verify}
@@ -180,7 +205,9 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self._url(name)}/commit/{repository.head}"
         return self._json({"success": True, "commitOid": repository.head, "commitUrl": url})
 
-    def _file(self, _: str, repository: Repository, path: str, __: bytes) -> None:
+    def _file(self, _: str, repository: Repository, place: str, __: bytes) -> None:
+        revision, path = place.split("/", 1)
+        repository = repository.at(revision)
         if path not in repository.files:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         data, status = repository.files[path], 200

@@ -15,7 +15,7 @@ from trainer.papers import RECIPES
 from trainer.train import FINETUNE, PRETRAIN, TrainConfig
 
 PAIRS = {"text_a": ["the dog", "der Mond", "la lune"], "text_b": ["dog", "Mond", "lune"]}
-COMMANDS = ("train", "plan", "merge", "prune", "evaluate", "export", "compare")
+COMMANDS = ("train", "plan", "merge", "prune", "evaluate", "export", "publish", "compare")
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,19 @@
 """Reading a mix: row numbers over shards, texts as the encoder sees them, and the batch plan."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_mix import document, row, write_rows, write_tiny_mix
 
 from datagen.schema import MIX_DOCUMENT, MIX_ROW, UserError
 from datagen.store import Folder, read_manifest, read_table
-from trainer.data import Example, StageData, batch_plan
+from trainer.batches import batch_plan
+from trainer.data import Example, StageData
+from trainer.distinct import Positives
 from trainer.rows import Rows
 
 DOCUMENTS = [document(f"text {i}", title=f"title {i}" if i % 2 else None) for i in range(10)]
@@ -200,3 +203,51 @@ def test_seed_and_epoch_change_the_plan_and_max_rows_takes_a_part():
     ]
     assert all(len(set(p)) == 50 for p in plans)
     assert set(plans[0]) != set(plans[1]) != set(plans[2])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=24, max_size=120),
+    st.integers(2, 6),
+    st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_batch_has_a_positive_twice_where_batches_enough_could_take_it(pairs, batch_size, seed):
+    """Rows of one or two positives; a document that more rows have than half the batches is cut."""
+    most, seen, rows = len(pairs) // batch_size // 4, Counter(), []
+    for pair in pairs:
+        documents = sorted({document for document in pair if seen[document] < most})
+        seen.update(documents)
+        rows.append(documents)
+    starts = np.cumsum([0, *map(len, rows)])
+    positives = Positives(np.array([d for row in rows for d in row], np.int32), starts)
+    keys = np.zeros(len(rows), np.int16)
+    how = {"seed": seed, "epoch": 1, "batch_size": batch_size, "positives": positives}
+    plan = batch_plan(keys, keys, **how)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(len(rows)))
+    assert all((a == b).all() for a, b in zip(plan, batch_plan(keys, keys, **how), strict=True))
+    assert {len(batch) for batch in plan[:-1]} <= {batch_size, len(rows) % batch_size}
+    for batch in plan:
+        found = Counter(document for row in batch for document in rows[row])
+        assert not found or max(found.values()) == 1
+
+
+def test_a_row_that_would_repeat_a_positive_moves_to_another_batch(tmp_path):
+    """Two queries of one document never meet; labels of classification may be shared."""
+    documents = [document(f"text {i}") for i in range(20)]
+    rows = [row(f"q{i}", [i % 10], [10 + i % 10]) for i in range(20)]
+    labels = [row(f"s{i}", [0], [1], task="sts") for i in range(4)]  # in_batch is false
+    data = StageData(
+        write_rows(tmp_path, documents, finetune=rows + labels), "finetune", negatives=1
+    )
+    for seed in range(20):
+        plan = data.plan(seed=seed, epoch=0, batch_size=4)
+        positives = [[i % 10 for i in batch if i < 20] for batch in plan]
+        assert all(len(set(some)) == len(some) for some in positives)
+        assert sorted(map(len, plan)) == [4] * 6
+
+
+def test_a_document_of_every_row_stays_and_is_masked():
+    positives = Positives(np.zeros(12, np.int32), np.arange(13))
+    keys = np.zeros(12, np.int16)
+    plan = batch_plan(keys, keys, seed=0, epoch=0, batch_size=4, positives=positives)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(12))

@@ -1,6 +1,7 @@
 """An exported folder loads in sentence-transformers without custom code, with our own vectors."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +181,56 @@ def test_a_plain_transformers_folder_becomes_a_bidirectional_encoder(tmp_path: P
         export_folder(str(tmp_path / "plain"), output, max_length=64)
     with pytest.raises(UserError, match=r"no config\.json"):
         export_folder(str(tmp_path / "absent"), str(tmp_path / "x"), max_length=64)
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_golden_vectors(folder: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "with-onnx")
+    missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]
+    if missing:
+        with pytest.raises(UserError, match=f"{missing[0]}.* not installed"):
+            export_folder(folder, output, max_length=64, onnx=True)
+        assert not Path(output).exists()
+        pytest.skip(f"{', '.join(missing)} not installed (extra onnx)")
+    assert export_folder(folder, output, max_length=64, onnx=True) < 1e-5
+    assert (Path(output) / "onnx" / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize("pool_instruction", [True, False])
+def test_instructions_in_or_out_of_the_mean_as_sentence_transformers_has_it(
+    pool_instruction: bool, tmp_path: Path
+) -> None:
+    """The packed pass of training, the padded one, and the exported folder give one vector."""
+    import torch
+
+    from trainer.encoder import embed, marked, tokenize
+    from trainer.packed import PackedEncoder
+
+    how = {"max_length": 64, "prompts": PROMPTS}
+    model, tokenizer, output = tiny_model(), tiny_tokenizer(), str(tmp_path / "model")
+    export_model(model, tokenizer, output, pool_instruction=pool_instruction, **how)
+    assert check_golden(output) == pytest.approx(0.0, abs=1e-6)
+    theirs = load(output)
+    texts = [PROMPTS["query"] + text for text in TEXTS]
+    ids = tokenize(tokenizer, texts, max_length=64)
+    if not pool_instruction:
+        ids = marked(tokenizer, texts, ids, max_length=64)
+        assert {-row[0] for row in ids} == {len(tokenizer(PROMPTS["query"])["input_ids"])}
+    with torch.no_grad():
+        padded = [embed(model, [row], pad_id=tokenizer.pad_token_id) for row in ids]
+        ours = torch.nn.functional.normalize(torch.cat(padded), dim=-1).numpy()
+        packed = PackedEncoder(model)(ids)
+    found = np.stack([theirs.encode_query(text) for text in TEXTS])
+    assert np.abs(found - ours).max() == 0.0
+    assert np.abs(torch.nn.functional.normalize(packed, dim=-1).numpy() - ours).max() < 1e-5
+
+
+def test_an_export_of_an_export_keeps_its_pooling_and_attention(tmp_path: Path) -> None:
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    model = tiny_model()
+    model.config.is_causal = True
+    how = {"max_length": 64, "prompts": PROMPTS, "pooling": "last"}
+    export_model(model, tiny_tokenizer(), first, **how)
+    export_folder(first, second, max_length=64)
+    golden = [(Path(place) / GOLDEN).read_text() for place in (first, second)]
+    assert golden[0] == golden[1]

@@ -13,6 +13,7 @@ from trainer.loss import (
     Batch,
     below_share,
     contrastive,
+    embedding_cosine,
     embedding_mse,
     margin_mse,
     matryoshka,
@@ -189,6 +190,8 @@ def test_distillation_by_hand():
     texts = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
     wider = torch.tensor([[[0.0, 0.0, 7.0], [3.0, 6.0, 7.0], [0.0, 0.0, 7.0]]])
     assert embedding_mse(texts, wider, exists).tolist() == [2.5 + 2.0]
+    angles = (turned(0, 90, 0)[None], turned(60, 90, 180)[None])  # the last text does not exist
+    assert embedding_cosine(*angles, exists).tolist() == pytest.approx([0.5 + 0.0])
     assert row_scores(BATCH).flatten().tolist() == pytest.approx(
         [math.cos(math.radians(d)) for d in (30, 60, 30, 60)]
     )
@@ -222,3 +225,4 @@ def test_gradients_of_distillation_are_slopes(distance):
     assert gradient_is_slope(lambda s: distance(s, teacher, exists), (3, 3))
     wide = torch.randn(3, 3, 6, dtype=torch.float64)
     assert gradient_is_slope(lambda s: embedding_mse(s, wide, exists), (3, 3, 4))
+    assert gradient_is_slope(lambda s: embedding_cosine(s, wide, exists), (3, 3, 4))

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -201,6 +203,7 @@ OPTIONS: list[dict] = [
     {"distill": "kl"},
     {"distill": "margin"},
     {"pooling": "last", "causal": True},
+    {"pool_instruction": False},
     {"pooling": "cls", "schedule": "cosine", "smallest_rate": 0.1},
     {"gradient_checkpointing": True, "dtype": "bfloat16"},
 ]
@@ -231,6 +234,33 @@ def test_a_teacher_draws_the_embeddings_to_its_own(config, base, tmp_path):
         train(replace(config, output=str(tmp_path / "x"), **options | {"teacher": narrow}))
 
 
+def test_a_cached_teacher_is_the_teacher_to_fp16(config, tmp_path):
+    """What mining has encoded is not encoded again; the losses are those of a teacher's pass."""
+    from datagen.cached_encoder import CachedEncoder
+    from trainer.data import StageData
+
+    teacher, cache = tiny_export(tmp_path / "teacher", seed=9, width=64), str(tmp_path / "cache")
+    mined = CachedEncoder(teacher, root=cache, max_length=64)
+    stage = replace(STAGES[0], max_rows=24)
+    for example in StageData(config.mix, "pretrain", negatives=1).sample(1000):
+        mined.encode(example.texts[1:], stored="float16")  # but not the queries
+    known = mined.space("", "float16").rows()
+    options = {"distill": "cosine", "teacher": teacher, "distill_weight": 10.0, "stages": (stage,)}
+    train(replace(config, **options, output=str(tmp_path / "pass")))
+    train(replace(config, **options, teacher_cache=cache))
+    ours, cached = (
+        [line["loss"] for line in metrics(folder)] for folder in (tmp_path / "pass", config.output)
+    )
+    assert cached == pytest.approx(ours, rel=1e-3)
+    rows = mined.space("", "float16").rows()
+    assert known < rows <= known + 24, "the queries of the rows are kept, documents were there"
+    train(replace(config, **options, teacher_cache=cache, output=str(tmp_path / "again")))
+    assert mined.space("", "float16").rows() == rows
+    assert metrics(tmp_path / "again") == metrics(config.output)
+    with pytest.raises(UserError, match="cosine: it has unit vectors"):
+        replace(config, **{**options, "distill": "embedding"}, teacher_cache=cache)
+
+
 def test_adapters_are_trained_and_merged(config, base, tmp_path):
     wanted = replace(config, stages=(LEARNS,), lora=4)
     if importlib.util.find_spec("peft") is None:
@@ -251,8 +281,61 @@ def test_a_cut_checkpoint_is_refused_and_said_so(config, monkeypatch):
     die_at_first_checkpoint(config, monkeypatch)
     (file,) = Path(config.output).parent.glob(".*/checkpoint.safetensors")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no whole checkpoint") as caught:
         train(config)
+    assert "to train from the beginning" in caught.value.do
+
+
+def test_the_checkpoint_before_a_cut_one_is_kept(config, tmp_path, monkeypatch, caplog):
+    """Checkpoints come every second step: the third is lost, the run goes on at the second."""
+    train(replace(config, output=str(tmp_path / "whole")))
+    save, saved = loop._Run._save, []
+
+    def save_and_die(run: loop._Run, *arguments: object) -> None:
+        save(run, *arguments)
+        saved.append(arguments)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    place = tmp_path / ".run.training"
+    cut = place / "checkpoint.safetensors"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(UserError, match="no whole checkpoint") as caught:
+        train(config)
+    assert "to resume at the one before" in caught.value.do
+    cut.unlink()
+    caplog.set_level("INFO", logger="embedmix")
+    train(config)
+    assert "resuming stage 1 at step 2" in caplog.text
+    assert weights(config.output) == weights(tmp_path / "whole")
+
+
+def test_a_mix_that_fails_verify_is_refused_before_training(config, tmp_path):
+    mix = write_tiny_mix(tmp_path / "damaged")
+    (shard, *_) = sorted(Path(mix).glob("documents-*.arrow"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=f"does not verify: {shard.name}: sha256 differs") as caught:
+        train(replace(config, mix=mix))
+    assert "datagen verify" in caught.value.do
+    assert not list(Path(config.output).parent.glob("*run*"))
+
+
+def test_a_tokenizer_without_padding_token_is_refused(config, base, tmp_path):
+    """Its end token serves where it has one; with neither, there is nothing to pad with."""
+    bare = tmp_path / "bare"
+    shutil.copytree(base, bare)
+    place = bare / "tokenizer_config.json"
+    told = json.loads(place.read_text())
+    place.write_text(json.dumps({k: v for k, v in told.items() if not k.endswith("_token")}))
+    with pytest.raises(UserError, match="neither a padding nor an end token") as caught:
+        train(replace(config, base=str(bare)))
+    assert "set pad_token" in caught.value.do
 
 
 def test_a_batch_that_does_not_fit_names_the_knob(config, monkeypatch):
@@ -280,9 +363,39 @@ def test_tensorboard_is_asked_for_by_name(config, tmp_path):
     if found is None:
         with pytest.raises(UserError, match="tensorboard library is not installed"):
             train(wanted)
-    else:
-        train(wanted)
-        assert list((tmp_path / "board").iterdir())
+        return
+    train(wanted)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    for stage in ("pretrain", "finetune"):
+        lines = [line for line in metrics(config.output) if line["stage"] == stage]
+        for name in ("loss", "accuracy", "learning_rate", "gradient_norm", "rows", "tokens"):
+            points = board.Scalars(f"{stage}/{name}")
+            assert [p.step for p in points] == [line["step"] for line in lines]
+            assert [p.value for p in points] == pytest.approx([line[name] for line in lines])
+        for task in {line["task"] for line in lines}:
+            own = [line["loss"] for line in lines if line["task"] == task]
+            points = board.Scalars(f"{stage}/loss of {task}")
+            assert [p.value for p in points] == pytest.approx(own)
+        assert min(p.value for p in board.Scalars(f"{stage}/tokens_per_s")) > 0
+        assert board.Scalars(f"{stage}/seconds_left")[-1].value == 0
+
+
+def test_a_line_says_how_fast_how_well_used_and_how_long(config, monkeypatch, caplog):
+    """A device of 1e9 operations a second, so that there is an MFU to speak of."""
+    monkeypatch.setattr("trainer.progress.peak_flops", lambda: 1e9)
+    caplog.set_level("INFO", logger="embedmix")
+    monkeypatch.setattr("trainer.progress.LOG_INTERVAL_S", 0.0)
+    train(replace(config, stages=STAGES[:1]))
+    lines = [line for line in caplog.messages if "step " in line]
+    form = (
+        r"run pretrain: step \d/5, loss [\d.]+, accuracy@1 [\d.]+, \d+ rows/s, \d+ tokens/s, "
+        r"MFU \d+%, \d+:\d\d left"
+    )
+    assert len(lines) == 5 and all(re.fullmatch(form, line) for line in lines)
+    assert lines[-1].endswith(" 0:00 left")
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_queries(config, base, tmp_path):

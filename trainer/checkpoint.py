@@ -1,9 +1,10 @@
 """Save and resume the state of a training run: one safetensors file, written whole or not at all.
 
-It holds the weights, the moments of AdamW, and as JSON metadata the position in the batch plan. All
-tensors are kept as they are, so a resumed run equals an uninterrupted one bit for bit on CPU. Size:
-three times the fp32 weights. Sharded tensors are put together for the file, one after the other, so
-any number of processes can resume it.
+The file before it is kept, for the day that a disk loses half of one. A file holds the weights, the
+moments of AdamW, and as JSON metadata the position in the batch plan. All tensors are kept as they
+are, so a resumed run equals an uninterrupted one bit for bit on CPU. Size: three times the fp32
+weights. Sharded tensors are put together for the file, one after the other, so any number of
+processes can resume it.
 """
 
 import json
@@ -40,13 +41,27 @@ def save_checkpoint(
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        if path.is_file():
+            path.replace(before(path))
         temporary.replace(path)
+
+
+def before(path: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return path.with_suffix(".before.safetensors")
+
+
+def newest(path: Path) -> Path:
+    """The checkpoint to resume at: this one, or the one before where this one is gone."""
+    return path if path.is_file() or not before(path).is_file() else before(path)
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
     """The JSON state of a checkpoint; None where there is none, UserError where it is cut."""
     if not path.is_file():
         return None
+    kept = before(path).is_file()
+    then = "resume at the one before" if kept else "train from the beginning"
     try:
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["state"])
@@ -54,7 +69,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
         raise UserError(
             found=f"{path} is no whole checkpoint: {error}",
             expected="a file as it was written",
-            do="delete that file to train from the beginning, or copy it again",
+            do=f"delete that file and run the same command to {then}, or copy it again",
         ) from error
 
 

@@ -16,10 +16,12 @@ _RUN_OPTIONS: dict[str, tuple[type, str]] = {
     "loss": (str, "nemotron, gecko, gemini, qwen3, f2llm, kalm, nv_retriever, all (nemotron)"),
     "temperature": (float, "of the loss (0.02)"),
     "matryoshka": (bool, "the loss at widths 8, 16, ... as well"),
-    "distill": (str, "kl or margin (scores of the mix), embedding (of the teacher)"),
+    "distill": (str, "kl or margin (scores of the mix), embedding or cosine (of the teacher)"),
     "distill_weight": (float, "beside the loss (1)"),
-    "teacher": (str, "folder of a model with the same tokenizer"),
+    "teacher": (str, "folder of a model, with the same tokenizer unless cached"),
+    "teacher_cache": (str, "folder of the teacher's vectors, as mining keeps them, for cosine"),
     "pooling": (str, "mean, last or cls (mean)"),
+    "pool_instruction": (bool, "tokens of instructions count in the mean (they do)"),
     "causal": (bool, "leave the attention of a decoder causal"),
     "lora": (int, "rank of adapters to train in place of the weights (0: all weights)"),
     "schedule": (str, "linear or cosine (linear)"),
@@ -32,6 +34,7 @@ _RUN_OPTIONS: dict[str, tuple[type, str]] = {
     "compile": (bool, "with torch.compile"),
     "parallel": (str, "ddp or fsdp, under torchrun (ddp)"),
     "checkpoint_steps": (int, "between two checkpoints (100)"),
+    "keep_steps": (int, "between checkpoints kept as models in DIR-steps (none)"),
     "threads": (int, "(one for each core)"),
     "tensorboard": (str, "folder for TensorBoard (none)"),
 }
@@ -83,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"embedmix {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_train, _plan, _merge, _prune, _evaluate, _export, _compare):
+    for add in (_train, _plan, _merge, _prune, _evaluate, _export, _publish, _compare):
         add(commands)
     return parser
 
@@ -182,7 +185,8 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, (kind, about) in _RUN_OPTIONS.items():
         if kind is bool:
-            parser.add_argument(_flag(name), action="store_true", default=None, help=about)
+            action = argparse.BooleanOptionalAction if name == "pool_instruction" else "store_true"
+            parser.add_argument(_flag(name), action=action, default=None, help=about)
         else:
             parser.add_argument(_flag(name), type=kind, metavar=name[0].upper(), help=about)
 
@@ -332,16 +336,22 @@ def _evaluate(commands: Any) -> None:
         commands,
         "evaluate",
         _run_evaluate,
-        about="Score a model on task folders with the mteb library.\n\nReads a "
+        about="Score a model on task folders and benchmarks with the mteb library.\n\nReads a "
         "sentence-transformers folder, and task folders (task.json beside parquet tables), given "
-        "one by\none or as a folder of them. Writes DIR/results.json: a list with one object per "
-        "task: task, type,\nlanguages, main_score (0 to 1), scores, prompts, rows, seconds, model "
-        "(sha256, dtype), versions.\nResults of the same weights and files that DIR already holds "
-        "are taken over.",
+        "one by\none or as a folder of them; benchmarks by name, from a Hub. Writes "
+        "DIR/results.json: a list with one\nobject per task: task, type, languages, main_score (0 "
+        "to 1), scores, prompts, rows, seconds, model\n(sha256, dtype), versions, revision. "
+        "Results of the same weights and files that DIR already holds are\ntaken over.",
         example="trainer evaluate --model merged --tasks tasks/ --output scores/merged",
     )
     parser.add_argument("--model", required=True, metavar="M")
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="DIR")
+    parser.add_argument("--tasks", nargs="+", default=(), metavar="DIR")
+    parser.add_argument(
+        "--benchmark", action="append", default=[], metavar="NAME", help="as in 'MTEB(eng, v2)'"
+    )
+    parser.add_argument(
+        "--widths", type=_numbers(int), default=(), metavar="N,N", help="of shorter vectors"
+    )
     _output(parser)
     parser.add_argument("--only", nargs="+", default=(), metavar="TYPE", help=", ".join(TASKS))
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts (32)")
@@ -358,6 +368,13 @@ def _evaluate(commands: Any) -> None:
 def _run_evaluate(arguments: argparse.Namespace) -> int:
     from trainer.evaluate import evaluate
 
+    if not arguments.tasks and not arguments.benchmark:
+        raise UserError(
+            found="neither --tasks nor --benchmark",
+            expected="what to score the model on",
+            do="name folders of tasks, or a benchmark of mteb",
+            exit_status=2,
+        )
     summary = evaluate(
         arguments.model,
         arguments.tasks,
@@ -367,9 +384,12 @@ def _run_evaluate(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         only=arguments.only,
         instructions=arguments.instructions,
+        benchmarks=arguments.benchmark,
+        widths=arguments.widths,
     )
     scores = {result["task"]: result["main_score"] for result in summary["tasks"]}
-    return _done({"results": summary["results"], "scores": scores, "means": summary["means"]})
+    told = {name: summary[name] for name in ("results", "means", "languages")}
+    return _done(told | {"scores": scores})
 
 
 def _export(commands: Any) -> None:
@@ -388,6 +408,7 @@ def _export(commands: Any) -> None:
     parser.add_argument("--max-length", type=int, default=512, metavar="N", help="tokens (512)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="(as the model is saved)")
     parser.add_argument("--licence", metavar="SPDX", help="of the base model, for the card")
+    parser.add_argument("--onnx", action="store_true", help="write onnx/model.onnx as well")
 
 
 def _run_export(arguments: argparse.Namespace) -> int:
@@ -399,8 +420,34 @@ def _run_export(arguments: argparse.Namespace) -> int:
         max_length=arguments.max_length,
         dtype=arguments.dtype,
         licence=arguments.licence,
+        onnx=arguments.onnx,
     )
     return _done({"output": arguments.output, "golden_difference": difference})
+
+
+def _publish(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "publish",
+        _run_publish,
+        about="Put a model on the Hub, with the checkpoints of its training as branches.\n\nReads "
+        "MODEL, an exported, trained or merged model, and the checkpoints that RUN kept\n"
+        "(--keep-steps). Writes to the repository, private unless told: each checkpoint to its "
+        "branch step-N,\nthe model to main, its card last; proves every file by its digest. The "
+        "same command goes on where it\nwas cut off. The token comes from HF_TOKEN. Prints JSON.",
+        example="trainer publish out/demo/models/merged --repo me/my-model",
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--repo", required=True, metavar="ORG/NAME")
+    parser.add_argument("--run", dest="training", metavar="RUN", help="output of `trainer train`")
+    parser.add_argument("--public", action="store_true", help="a new repository is private else")
+
+
+def _run_publish(arguments: argparse.Namespace) -> int:
+    from trainer.publish import publish_model
+
+    options = {"run": arguments.training, "public": arguments.public}
+    return _done(publish_model(arguments.model, arguments.repo, **options))
 
 
 def _compare(commands: Any) -> None:
@@ -413,12 +460,14 @@ def _compare(commands: Any) -> None:
         example="trainer compare scores/base scores/merged",
     )
     parser.add_argument("results", nargs="+", metavar="RESULTS")
+    parser.add_argument("--languages", action="store_true", help="a row per language, not per task")
 
 
 def _run_compare(arguments: argparse.Namespace) -> int:
-    from trainer.compare import compare
+    from trainer.compare import compare, compare_languages
 
-    print(compare(arguments.results))
+    table = compare_languages if arguments.languages else compare
+    print(table(arguments.results))
     return 0
 
 

@@ -18,6 +18,25 @@ from datagen.schema import UserError
 UNDEFINED = "n/a"
 
 
+def compare_languages(files: Sequence[str]) -> str:
+    """A Markdown table of the mean main score x 100 per language, over tasks all models have."""
+    from trainer.evaluate import language_means
+
+    runs = [_read(file) for file in files]
+    shared = set.intersection(*({result["task"] for result in run} for run in runs))
+    means = [language_means([r for r in run if r["task"] in shared]) for run in runs]
+    languages = sorted({language for found in means for language in found})
+    body = [
+        [language, str(_tasks_of(runs[0], shared, language)), *(_cell(m, language) for m in means)]
+        for language in languages
+    ]
+    return _markdown(["language", "tasks", *_names(files, runs)], body)
+
+
+def _tasks_of(run: Sequence[dict[str, Any]], shared: set[str], language: str) -> int:
+    return sum(result["task"] in shared and language in result["languages"] for result in run)
+
+
 def compare(files: Sequence[str]) -> str:
     """A Markdown table of main scores x 100; a dash marks a task that a model was not scored on.
 

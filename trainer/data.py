@@ -32,6 +32,8 @@ from datagen.schema import (
     format_query,
 )
 from datagen.store import Folder, open_shard, read_manifest
+from trainer.batches import batch_plan
+from trainer.distinct import read_positives
 from trainer.rows import Rows
 
 log = logging.getLogger("embedmix")
@@ -96,16 +98,16 @@ class StageData:
         self, *, seed: int, epoch: int, batch_size: int, max_rows: int | None = None
     ) -> list[np.ndarray]:
         """The row numbers of each batch of one epoch, see `batch_plan`."""
-        which = slice(None) if self.usable is None else self.usable
-        batches = batch_plan(
-            self.tasks[which],
-            self.sources[which],
+        return batch_plan(
+            self.tasks,
+            self.sources,
+            usable=self.usable,
+            positives=read_positives(self.rows),
             seed=seed,
             epoch=epoch,
             batch_size=batch_size,
             max_rows=max_rows,
         )
-        return batches if self.usable is None else [self.usable[batch] for batch in batches]
 
     def examples(self, rows: Sequence[int] | np.ndarray, *, seed: int, epoch: int) -> list[Example]:
         """Texts of the given rows; with several positives, one is drawn by (seed, epoch, query)."""
@@ -245,43 +247,3 @@ def _usable(folder: Folder, stage: str) -> tuple[np.ndarray, dict[str, int]]:
         skipped["no_positive"] += int((~positive).sum())
         skipped["no_negative"] += int((positive & ~negative).sum())
     return np.concatenate(masks), skipped
-
-
-def batch_plan(
-    tasks: np.ndarray,
-    sources: np.ndarray,
-    *,
-    seed: int,
-    epoch: int,
-    batch_size: int,
-    max_rows: int | None = None,
-) -> list[np.ndarray]:
-    """Positions per batch, homogeneous in task and as far as possible in source.
-
-    Every row is used exactly once; `max_rows` takes a seeded part of the rows, another one each
-    epoch. Full batches hold one source; the remainders of a task's sources are cut into batches of
-    that task, the last of which may be smaller. The order of batches is shuffled.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    # Half the memory of 64 bits, and the same draw.
-    kind = np.int32 if len(tasks) < 2**31 else np.int64
-    order = generator.permutation(np.arange(len(tasks), dtype=kind))[:max_rows]
-    batches: list[np.ndarray] = []
-    for of_task in _groups(order, tasks):
-        left = []
-        for rows in _groups(of_task, sources):
-            whole = len(rows) - len(rows) % batch_size
-            batches += [rows[i : i + batch_size] for i in range(0, whole, batch_size)]
-            left.append(rows[whole:])
-        rest = generator.permutation(np.concatenate(left))
-        batches += [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
-    return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def _groups(rows: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
-    """The rows split by their key, in the order of keys, each part in the order given.
-
-    A pass for each key: sorting would hold four times the memory of the rows.
-    """
-    own = keys[rows]
-    return [rows[own == key] for key in np.unique(own)]

@@ -13,6 +13,7 @@ Shape suffixes: B texts, T tokens, D embedding width.
 
 import contextlib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from datagen.schema import UserError
-from trainer.packed import PackedEncoder
+from trainer.packed import PackedEncoder, unmarked
 
+# As datagen.schema.format_query writes it.
+_INSTRUCTION = re.compile(r"Instruct: .*?\nQuery: ", re.DOTALL)
 MINIMUM_TRANSFORMERS = Version("5.2.0")
 
 
@@ -139,6 +142,23 @@ def tokenize(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[l
     return [row or [tokenizer.pad_token_id] for row in rows]
 
 
+def marked(
+    tokenizer: Any, texts: Sequence[str], ids: Sequence[list[int]], *, max_length: int
+) -> list[list[int]]:
+    """The ids with a mark in front where a text has an instruction: its tokens stay out of a mean.
+
+    How many is what sentence-transformers counts for `include_prompt: false`: the tokens of the
+    instruction alone, without a special one at its end. A tokenizer that joins the instruction's
+    last blank to the first word then leaves out that token, too; attention sees all of them.
+    """
+    heads = [match[0] if (match := _INSTRUCTION.match(text)) else "" for text in texts]
+    known = list(dict.fromkeys(head for head in heads if head))
+    alone = tokenize(tokenizer, known, max_length=max_length) if known else []
+    special = set(tokenizer.all_special_ids)
+    counts = {h: len(t) - (t[-1] in special) for h, t in zip(known, alone, strict=True)}
+    return [[-counts[head], *row] if head else row for head, row in zip(heads, ids, strict=True)]
+
+
 def pad(ids: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask [B, T] of texts padded on the right to the longest."""
     width = max(len(row) for row in ids)
@@ -159,7 +179,16 @@ def embed(
     model: PreTrainedModel, ids: Sequence[Sequence[int]], *, pad_id: int, pooling: str = "mean"
 ) -> Tensor:
     """Embeddings [B, D] of one padded pass; keeps the graph where grad is enabled."""
-    hidden_BTD, mask_BT = hidden_states(model, ids, pad_id=pad_id)
+    skipped_B, plain = unmarked(ids)
+    hidden_BTD, mask_BT = hidden_states(model, plain, pad_id=pad_id)
+    if any(skipped_B):
+        skipped_B1 = torch.tensor(skipped_B, device=mask_BT.device)[:, None]
+        mask_BT = mask_BT * (torch.arange(mask_BT.shape[1], device=mask_BT.device) >= skipped_B1)
+    return pooled(hidden_BTD, mask_BT, pooling)
+
+
+def pooled(hidden_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
+    """One vector for each text [B, D] in fp32: mean of its states, the last, or the first."""
     if pooling == "mean":
         return mean_pool(hidden_BTD, mask_BT)
     at_B = mask_BT.sum(1) - 1 if pooling == "last" else torch.zeros_like(mask_BT[:, 0])

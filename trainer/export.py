@@ -2,13 +2,12 @@
 
 The folder holds the stock architecture with `is_causal: false` (read by transformers >= 5.2,
 sentence-transformers and vLLM) and `use_bidirectional_attention: true` (text-embeddings-inference),
-pooling (a mean has all tokens, instruction included) and normalisation. Older transformers load the
-same files as a causal model without a word: golden.py has the means to notice.
+pooling (a mean has all tokens, or all but the prompt's) and normalisation. Older transformers load
+the same files as a causal model without a word: golden.py has the means to notice.
 
 A prompt is put in front of the text as it stands, so `prompt + text` must be the string that
 training tokenised. `datagen.schema.format_query` ends in `Query: ` with one blank; the prompts keep
-that blank. It would be in the way only if the prompt's tokens were left out of the mean, and they
-are not.
+that blank.
 """
 
 import contextlib
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from datagen.schema import UserError
+from trainer.card import model_card
 from trainer.golden import GOLDEN, check_golden, golden_vectors, save_golden
 
 _LIBRARIES = ("torch", "transformers", "sentence-transformers")
@@ -37,11 +37,13 @@ def export_model(
     prompts: Mapping[str, str],
     card: Mapping[str, Any] | None = None,
     pooling: str = "mean",
+    pool_instruction: bool = True,
 ) -> None:
     """Write the encoder to `output`, whole or not at all; texts are cut at `max_length` tokens.
 
     `prompts` must have `query` and `document`; further names are mteb's (`Retrieval-query`).
-    `card` (base_model, licence, mix, stages) goes into README.md.
+    `card` (base_model, licence, mix, stages) goes into README.md. Without `pool_instruction` the
+    tokens of a prompt stay out of the mean.
     Replaces an earlier export; raises UserError when `output` holds anything else.
     """
     missing = [name for name in ("query", "document") if name not in prompts]
@@ -59,7 +61,8 @@ def export_model(
         causal = model.config.is_causal
         edit_json(folder / "config.json", use_bidirectional_attention=not causal)
         width = model.config.hidden_size
-        _write_modules(folder, width=width, max_length=max_length, pooling=pooling)
+        how: dict[str, Any] = {"pooling": pooling, "pool_instruction": pool_instruction}
+        _write_modules(folder, width=width, max_length=max_length, **how)
         settings = {
             "model_type": "SentenceTransformer",
             "__version__": {name: version(name) for name in _LIBRARIES},
@@ -68,10 +71,10 @@ def export_model(
             "similarity_fn_name": "cosine",
         }
         write_json(folder / "config_sentence_transformers.json", settings)
-        vectors = golden_vectors(model, tokenizer, prompts, max_length=max_length, pooling=pooling)
+        vectors = golden_vectors(model, tokenizer, prompts, max_length=max_length, **how)
         save_golden(folder, vectors, dtype=model.dtype)
         (folder / "README.md").write_text(
-            model_card(card or {}, max_length=max_length, causal=causal, pooling=pooling),
+            model_card(card or {}, max_length=max_length, causal=causal, **how),
             encoding="utf-8",
         )
 
@@ -83,11 +86,16 @@ def export_folder(
     max_length: int,
     dtype: str | None = None,
     licence: str | None = None,
+    onnx: bool = False,
 ) -> float:
-    """Export a transformers folder; returns the golden difference of what was written."""
+    """Export a transformers folder; returns the golden difference of what was written.
+
+    With `onnx` the folder also holds the model as ONNX, whose golden vectors are compared as well.
+    """
     import torch
 
     from trainer.encoder import load_encoder
+    from trainer.onnx import check_onnx_libraries, export_onnx
     from trainer.prompts import PROMPTS
 
     if Path(output).exists() and any_entry(Path(output)):
@@ -96,11 +104,35 @@ def export_folder(
             expected="a new or empty folder",
             do="choose another --output",
         )
-    encoder, tokenizer = load_encoder(model, dtype=getattr(torch, dtype or _saved_dtype(model)))
+    if onnx:
+        check_onnx_libraries()
+    kept = getattr(torch, dtype or _saved_dtype(model))
+    encoder, tokenizer = load_encoder(model, dtype=kept, causal=saved_causal(model))
     prompts = _saved_prompts(Path(model)) or PROMPTS
     card = {"base_model": Path(model).name, "licence": licence}
-    export_model(encoder, tokenizer, output, max_length=max_length, prompts=prompts, card=card)
-    return check_golden(output)
+    how: dict[str, Any] = {"prompts": prompts, "card": card, **saved_pooling(model)}
+    export_model(encoder, tokenizer, output, max_length=max_length, **how)
+    difference = check_golden(output)
+    return max(difference, export_onnx(output)) if onnx else difference
+
+
+def saved_pooling(folder: str) -> dict[str, Any]:
+    """`pooling` and `pool_instruction` of an export; a mean of all tokens for a plain folder."""
+    path = Path(folder) / "1_Pooling" / "config.json"
+    if not (Path(folder) / GOLDEN).is_file():
+        return {"pooling": "mean", "pool_instruction": True}
+    told = json.loads(path.read_text(encoding="utf-8"))
+    named = {"mean_tokens": "mean", "lasttoken": "last", "cls_token": "cls"}
+    pooling = next(ours for name, ours in named.items() if told[f"pooling_mode_{name}"])
+    return {"pooling": pooling, "pool_instruction": told["include_prompt"]}
+
+
+def saved_causal(folder: str) -> bool:
+    """Whether an export was left causal; never so for a plain folder, which is made an encoder."""
+    if not (Path(folder) / GOLDEN).is_file():
+        return False
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return bool(config.get("is_causal", False))
 
 
 def _saved_dtype(model: str) -> str:
@@ -148,6 +180,17 @@ def new_folder(output: str) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def kept_folder(output: str, step: int) -> Path:
+    """Where a run keeps its checkpoint of an optimiser step, counted over all stages."""
+    return Path(f"{output.rstrip('/')}-steps") / f"step-{step}"
+
+
+def kept_steps(output: str) -> dict[int, str]:
+    """The checkpoints that a run kept, by step."""
+    found = kept_folder(output, 0).parent.glob("step-*")
+    return dict(sorted((int(place.name.split("-")[1]), str(place)) for place in found))
+
+
 def any_entry(path: Path) -> bool:
     """Whether a path is a file, or a folder with something in it."""
     return path.is_file() or next(path.iterdir(), None) is not None
@@ -173,7 +216,9 @@ def _save_tokenizer(tokenizer: Any, folder: Path, *, max_length: int) -> None:
     saved.save_pretrained(folder)
 
 
-def _write_modules(folder: Path, *, width: int, max_length: int, pooling: str) -> None:
+def _write_modules(
+    folder: Path, *, width: int, max_length: int, pooling: str, pool_instruction: bool
+) -> None:
     """modules.json and what it names, as sentence-transformers 5 and 6 both read it."""
     names = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
@@ -192,58 +237,9 @@ def _write_modules(folder: Path, *, width: int, max_length: int, pooling: str) -
         "pooling_mode_mean_sqrt_len_tokens": False,
         "pooling_mode_weightedmean_tokens": False,
         "pooling_mode_lasttoken": pooling == "last",
-        "include_prompt": True,
+        "include_prompt": pool_instruction,
     }
     for path, _ in names[1:]:
         (folder / path).mkdir()
     write_json(folder / "1_Pooling" / "config.json", how)
     write_json(folder / "2_Normalize" / "config.json", {})
-
-
-def model_card(
-    card: Mapping[str, Any], *, max_length: int, causal: bool, pooling: str = "mean"
-) -> str:
-    """README.md of a model: what it is, what it was made from, how to load it."""
-    head = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
-    if card.get("licence"):
-        head.append(f"license: {str(card['licence']).lower()}")
-    attention = "causal" if causal else "bidirectional"
-    facts = {
-        "base model": card.get("base_model", "not stated"),
-        "licence of the base model": card.get("licence", "not stated"),
-        "training mix (digest)": card.get("mix", "none"),
-        "attention": f"{attention}, {pooling} pooling, unit length",
-        "longest text": f"{max_length} tokens",
-        "needs": "transformers >= 5.2 (older versions load it as a causal model, with no warning)",
-    }
-    facts |= {
-        str(key): value
-        for key, value in card.items()
-        if key not in ("base_model", "licence", "mix", "stages") and isinstance(value, str | int)
-    }
-    stages = [_stage_line(stage) for stage in card.get("stages", ())]
-    return "\n".join(
-        ["---", *head, "---", "", "# Text-embedding model", ""]
-        + [f"- {key}: {value}" for key, value in facts.items()]
-        + (["", "## Training stages", "", *stages] if stages else [])
-        + ["", "## Use", "", _USE]
-    )
-
-
-def _stage_line(stage: Mapping[str, Any]) -> str:
-    return "- " + ", ".join(f"{key} {value}" for key, value in stage.items())
-
-
-_USE = """```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer(".")  # no custom code
-queries = model.encode_query(["How many moons does Mars have?"])
-documents = model.encode_document(["Mars has two moons, Phobos and Deimos."])
-model.similarity(queries, documents)
-```
-
-Queries carry the instruction of the prompt `query`; for another task put
-`Instruct: {instruction}\\nQuery: ` in front of the text. `golden.json` holds two vectors to compare
-a loaded model with.
-"""

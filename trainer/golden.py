@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datagen.schema import UserError
 
 GOLDEN = "golden.json"
@@ -36,17 +38,20 @@ def golden_vectors(
     *,
     max_length: int,
     pooling: str = "mean",
+    pool_instruction: bool = True,
 ) -> Any:
     """Unit vectors [2, D] of the golden texts by the trainer's own encoder, in one padded batch."""
     import torch
 
-    from trainer.encoder import embed, tokenize
+    from trainer.encoder import embed, marked, tokenize
 
     was_training = model.training
     model.eval()
     with torch.no_grad():
         texts = [prompts[name] + text for name, text in TEXTS]
         ids = tokenize(tokenizer, texts, max_length=max_length)
+        if not pool_instruction:
+            ids = marked(tokenizer, texts, ids, max_length=max_length)
         pooled = embed(model, ids, pad_id=tokenizer.pad_token_id, pooling=pooling)
     model.train(was_training)
     return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
@@ -82,15 +87,21 @@ def check_golden(folder: str) -> float:
 
     Raises UserError when they differ: an old transformers, a broken kernel, or changed weights.
     """
-    path = Path(folder) / GOLDEN
-    if not path.is_file():
-        raise UserError(
-            found=f"no {GOLDEN} in {folder}",
-            expected="a model that was exported or merged here",
-            do="export it again with: trainer export",
-        )
-    record = json.loads(path.read_text(encoding="utf-8"))
+    _read(folder)
     _, vectors = _load_and_encode(folder)
+    return compare_golden(folder, vectors)
+
+
+def golden_texts(folder: str) -> list[str]:
+    """The golden texts of a folder with their prompts in front."""
+    saved = Path(folder) / "config_sentence_transformers.json"
+    prompts = json.loads(saved.read_text(encoding="utf-8"))["prompts"]
+    return [(prompts.get(name) or "") + text for name, text in TEXTS]
+
+
+def compare_golden(folder: str, vectors: Any) -> float:
+    """The largest difference of a value between these vectors and the golden ones, or UserError."""
+    record = _read(folder)
     difference = 0.0
     for golden, vector in zip(record["texts"], vectors.astype("float64"), strict=True):
         values = [*golden["first_values"], golden["norm"]]
@@ -107,11 +118,27 @@ def check_golden(folder: str) -> float:
     return difference
 
 
+def _read(folder: str) -> Any:
+    path = Path(folder) / GOLDEN
+    if not path.is_file():
+        raise UserError(
+            found=f"no {GOLDEN} in {folder}",
+            expected="a model that was exported or merged here",
+            do="export it again with: trainer export",
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _load_and_encode(folder: str) -> tuple[Any, Any]:
     """The model as sentence-transformers loads it, and its vectors [2, D], in one padded batch."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(folder, trust_remote_code=False, local_files_only=True)
-    texts = [(model.prompts.get(name) or "") + text for name, text in TEXTS]
-    vectors = model.encode(texts, prompt="", convert_to_numpy=True, show_progress_bar=False)
+    how: dict[str, Any] = {"convert_to_numpy": True, "show_progress_bar": False}
+    if all(getattr(module, "include_prompt", True) for module in model):
+        vectors = model.encode(golden_texts(folder), prompt="", **how)
+    else:  # the length of a prompt is that of a whole batch
+        prompts = [model.prompts.get(name) or "" for name, _ in TEXTS]
+        rows = zip(TEXTS, prompts, strict=True)
+        vectors = np.stack([model.encode(text, prompt=p, **how) for (_, text), p in rows])
     return model, vectors.astype("float32")

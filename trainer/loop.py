@@ -20,17 +20,19 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from datagen.schema import UserError
-from trainer.checkpoint import load_checkpoint, read_state, save_checkpoint
+from trainer.checkpoint import load_checkpoint, newest, read_state, save_checkpoint
 from trainer.data import Example, StageData
 from trainer.distributed import parallel, rank, total, world_size
 from trainer.encoder import check_packed, load_encoder, self_check
+from trainer.export import kept_folder
 from trainer.lora import add_lora, merged
 from trainer.objective import Gradients, Objective
 from trainer.packed import PackedEncoder
 from trainer.plan import Share, shares, stage_plan
 from trainer.progress import Board, Meter, token_flops
 from trainer.schedule import learning_rate, new_optimizer, warmup_steps
-from trainer.train import StageConfig, TrainConfig, refuse_drift
+from trainer.teacher import CachedTeacher
+from trainer.train import StageConfig, TrainConfig, export_run, refuse_drift
 
 log = logging.getLogger("embedmix")
 
@@ -81,7 +83,8 @@ class _Run:
         if config.compile:
             self.model.compile(dynamic=True)
         torch.manual_seed(config.seed)  # adapters begin at random
-        self.adapted = add_lora(self.model, config.lora) if config.lora else None
+        if config.lora:
+            add_lora(self.model, config.lora)
         self.encoder = parallel(packed, config.parallel)
         self.gradients = Gradients(
             encoder=self.encoder,
@@ -95,7 +98,8 @@ class _Run:
             ),
             micro_tokens=config.micro_tokens,
             pad_id=self.tokenizer.pad_token_id,
-            teacher=self._teacher(),
+            teacher=None if config.teacher_cache else self._teacher(),
+            cached=self._cached_teacher(),
         )
         self.board = Board(config.tensorboard if rank() == 0 else None)
         self.metrics, self.checkpoint = place / "metrics.jsonl", place / "checkpoint.safetensors"
@@ -121,12 +125,19 @@ class _Run:
             )
         return teacher.eval()
 
+    def _cached_teacher(self) -> CachedTeacher | None:
+        if self.config.teacher is None or self.config.teacher_cache is None:
+            return None
+        root, width = self.config.teacher_cache, self.model.config.hidden_size
+        return CachedTeacher(self.config.teacher, root=root, width=width, device=self.device)
+
     def _resume(self) -> None:
-        state = read_state(self.checkpoint)
+        found = newest(self.checkpoint)
+        state = read_state(found)
         kept: list[str] = []
         if state is not None:
             refuse_drift(self.checkpoint.parent, state["identity"], self.identity)
-            load_checkpoint(self.checkpoint, model=self.model, optimizer=self.optimizer)
+            load_checkpoint(found, model=self.model, optimizer=self.optimizer)
             self.finished, self.first_step = state["finished"], state["step"]
             self.sums, self.lines = state["sums"], state["metric_lines"]
             kept = self.metrics.read_text().splitlines(keepends=True)[: self.lines]
@@ -155,18 +166,21 @@ class _Run:
             tokenizer=self.tokenizer,
             max_length=stage.max_length,
             seed=self.config.seed,
+            pool_instruction=self.config.pool_instruction,
         )
         for step, share in zip(range(first, len(plan)), read, strict=True):
             # Matters only for a base with dropout: a resumed run draws what it would have drawn.
             torch.manual_seed(self.config.seed * 1_000_003 + number * 500_009 + step)
             rate = learning_rate(self.config, stage, step=step, steps=len(plan))
             figures = self._step(stage, share, rate)
-            meter.add(step, figures)
+            rates = meter.add(step, figures)
             record = {"stage": stage.name, "step": step, "learning_rate": rate, **figures}
             self._write_metrics(record)
-            self.board.add(step, record)
-            if (step + 1) % self.config.checkpoint_steps == 0 and step + 1 < len(plan):
+            self.board.add(step, record | rates)
+            due = (step + 1) % self.config.checkpoint_steps == 0
+            if step + 1 < len(plan) and (due or self._kept(step + 1)):
                 self._save(step + 1, meter.sums)
+                self._keep(step + 1)
         skipped = {k: v for k, v in data.skipped.items() if v}
         warmup = warmup_steps(stage, len(plan))
         summary = {"stage": stage.name, **meter.summary(), "warmup_steps": warmup}
@@ -174,6 +188,7 @@ class _Run:
         self.first_step, self.sums = 0, {}
         self.optimizer = new_optimizer(self.model, self.config.weight_decay)
         self._save(0, {})
+        self._keep(0)
 
     def _step(self, stage: StageConfig, share: Share, rate: float) -> dict[str, Any]:
         count, examples = share.total, share.examples
@@ -223,17 +238,28 @@ class _Run:
         }
         save_checkpoint(self.checkpoint, state, model=self.model, optimizer=self.optimizer)
 
+    def _kept(self, step: int) -> int | None:
+        """The number over all stages of a step of this one, if a model of it is to be kept."""
+        number = sum(stage["steps"] for stage in self.finished) + step
+        return None if number % (self.config.keep_steps or number + 1) else number
+
+    def _keep(self, step: int) -> None:
+        """Export the checkpoint as a model beside the output, if that is asked for."""
+        number = self._kept(step)
+        if number is None or rank() != 0:
+            return
+        place = kept_folder(self.config.output, number)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        told = {"mix": self.identity["mix"], "stages": self.finished}
+        export_run(self.config, place, self.whole_model(), self.tokenizer, **told)
+        log.info("%s: kept step %d in %s", self.name, number, place)
+
     def whole_model(self) -> PreTrainedModel:
-        """The trained model with its usual kernel; of several processes, from the checkpoint."""
-        model, adapted = self.model, self.adapted
-        if world_size() > 1:
-            model, _ = load_encoder(self.config.base, causal=self.config.causal)
-            adapted = add_lora(model, self.config.lora) if self.config.lora else None
-            load_checkpoint(self.checkpoint, model=model, optimizer=None)
-        if adapted is not None:
-            model = merged(adapted)
-        model.set_attn_implementation("sdpa")
-        return model
+        """The model of the last checkpoint, in one piece and with its usual kernel."""
+        model, _ = load_encoder(self.config.base, causal=self.config.causal)
+        adapted = add_lora(model, self.config.lora) if self.config.lora else None
+        load_checkpoint(self.checkpoint, model=model, optimizer=None)
+        return model if adapted is None else merged(adapted)
 
 
 def _refuse(value: float, what: str, examples: Sequence[Example], stage: StageConfig) -> None:

@@ -205,6 +205,13 @@ def embedding_mse(student_BSD: Tensor, teacher_BSE: Tensor, exists_BS: Tensor) -
     return (error_BS * exists_BS).sum(1)
 
 
+def embedding_cosine(student_BSD: Tensor, teacher_BSE: Tensor, exists_BS: Tensor) -> Tensor:
+    """1 - cosine to the teacher's first D values [B], added up over the texts of a row."""
+    cut_BSD = teacher_BSE[..., : student_BSD.shape[-1]]
+    cosine_BS = torch.cosine_similarity(_wide(student_BSD), _wide(cut_BSD), dim=-1)
+    return ((1 - cosine_BS) * exists_BS).sum(1)
+
+
 def score_kl(
     student_BS: Tensor, teacher_BS: Tensor, exists_BS: Tensor, *, temperature: float = 0.05
 ) -> Tensor:

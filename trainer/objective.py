@@ -10,7 +10,7 @@ on several threads, in an order that differs from run to run.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from trainer.gradcache import backward
 from trainer.loss import (
     LOSSES,
     Batch,
+    embedding_cosine,
     embedding_mse,
     margin_mse,
     matryoshka,
@@ -31,7 +32,9 @@ from trainer.loss import (
     row_scores,
     score_kl,
 )
+from trainer.packed import unmarked
 
+_OF_VECTORS = {"embedding": embedding_mse, "cosine": embedding_cosine}
 Row = Sequence[list[int]]  # token ids of query, positive, negatives
 
 
@@ -42,7 +45,7 @@ class Objective:
     loss: str = "nemotron"
     temperature: float = 0.02
     matryoshka: bool = False
-    distill: str | None = None  # kl, margin (the mix's scores), embedding (a teacher's vectors)
+    distill: str | None = None  # kl, margin (the mix's scores), embedding, cosine (of a teacher)
     distill_weight: float = 1.0
 
     @property
@@ -67,11 +70,11 @@ class Objective:
 
     def _distilled(self, batch: Batch, rows: slice, teacher_RSE: Tensor | None) -> Tensor:
         exists_RS = batch.exists_BS[rows]
-        if self.distill == "embedding":
+        if self.distill in _OF_VECTORS:
             assert teacher_RSE is not None
             own_RSD = torch.cat([batch.query_BD[rows, None], batch.document_BSD[rows]], 1)
             exists_RS = torch.cat([torch.ones_like(exists_RS[:, :1]), exists_RS], 1)
-            return embedding_mse(own_RSD, teacher_RSE, exists_RS)
+            return _OF_VECTORS[self.distill](own_RSD, teacher_RSE, exists_RS)
         exists_RS = exists_RS & batch.teacher_BS[rows].isfinite()
         teacher_RS = batch.teacher_BS[rows].nan_to_num()
         compare = {"kl": score_kl, "margin": margin_mse}[self.distill or ""]
@@ -90,6 +93,7 @@ class Figures(NamedTuple):
 class Gradients:
     """Adds up the gradient of a batch; `encoder` and `teacher` embed lists of token ids.
 
+    A `cached` teacher has the vectors of texts, whatever its tokenizer.
     At most `micro_tokens` tokens have activations at once, except where one row alone has more.
     """
 
@@ -99,6 +103,7 @@ class Gradients:
     micro_tokens: int
     pad_id: int
     teacher: Any = None
+    cached: Callable[[Sequence[str]], Tensor] | None = None
 
     def add(
         self, examples: Sequence[Example], ids: Sequence[Row], *, count: int, negatives: int
@@ -120,7 +125,7 @@ class Gradients:
             backward(self.encoder, chunks, part.loss, count=most, last=last)
             losses.append(part.loss_R)
             hits.append(part.accuracy_R)
-            tokens += sum(map(len, part.texts)) if part.size else 0
+            tokens += sum(map(len, unmarked(part.texts)[1])) if part.size else 0
         return Figures(torch.cat(losses).tolist(), torch.cat(hits).sum().item(), tokens)
 
 
@@ -140,6 +145,8 @@ class _Part:
         # A process without rows still takes part in exchanges, with a text that counts nothing.
         found = sorted({tuple(text) for row in ids for text in row}, key=lambda t: (len(t), t))
         self.texts = found or [(setup.pad_id,)]
+        if setup.cached is not None:
+            self.strings = _strings(examples, ids)
         self.index_RS = _index(self.texts, ids, width=2 + negatives).to(setup.device)
         in_batch = setup.objective.in_batch
         facts = _facts(examples, ids, negatives=negatives, in_batch=in_batch)
@@ -168,6 +175,9 @@ class _Part:
 
     @torch.no_grad()
     def _teacher(self) -> Tensor | None:
+        if self.setup.cached is not None:
+            vectors = self.setup.cached([self.strings.get(text, "") for text in self.texts])
+            return F.embedding(self.index_RS, vectors)
         if self.setup.teacher is None:
             return None
         chunks = self.chunks(self.setup.micro_tokens)
@@ -183,6 +193,12 @@ def cut(tokens: Sequence[int], budget: int) -> Iterator[slice]:
             begin, total = i, 0
         total += count
     yield slice(begin, len(tokens))
+
+
+def _strings(examples: Sequence[Example], ids: Sequence[Row]) -> dict[tuple[int, ...], str]:
+    """The text that token ids were made of; of several that were cut to the same ids, one."""
+    pairs = zip(examples, ids, strict=True)
+    return {tuple(t): s for e, row in pairs for s, t in zip(e.texts, row, strict=True)}
 
 
 def _index(texts: Sequence[tuple[int, ...]], ids: Sequence[Row], *, width: int) -> Tensor:

@@ -65,6 +65,7 @@ class PackedEncoder(torch.nn.Module):
     def forward(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Embeddings [B, D] in fp32, not normalised; best sorted by length."""
         device = next(self.model.parameters()).device
+        skipped, ids = unmarked(ids)
         parts = segments([len(row) for row in ids], device)
         tokens_T = torch.tensor([token for row in ids for token in row], device=device)
         places = torch.cat([torch.arange(length) for length in parts.lengths])
@@ -77,11 +78,36 @@ class PackedEncoder(torch.nn.Module):
                 position_ids=(places + _offset(self.model)).to(device)[None],
                 segments=parts,
             ).last_hidden_state
-        return pool(states_1TD[0], parts, self.pooling)
+        return pool(states_1TD[0], parts, self.pooling, skipped=skipped)
 
 
-def pool(states_TD: Tensor, parts: Segments, pooling: str) -> Tensor:
-    """One vector for each text [B, D] in fp32: mean of its states, the last, or the first."""
+def unmarked(ids: Sequence[Sequence[int]]) -> tuple[list[int], list[Sequence[int]]]:
+    """How many first tokens of each text stay out of its mean, and the ids without that mark.
+
+    The mark is a negative number in front of the ids, so that it goes wherever they go.
+    """
+    skipped = [-row[0] if row[0] < 0 else 0 for row in ids]
+    return skipped, [row[1:] if row[0] < 0 else row for row in ids]
+
+
+def pool(
+    states_TD: Tensor, parts: Segments, pooling: str, *, skipped: Sequence[int] = ()
+) -> Tensor:
+    """One vector for each text [B, D] in fp32: mean of its states, the last, or the first.
+
+    A mean leaves the first `skipped` tokens of each text out; of a text without others it is 0.
+    """
+    if pooling == "mean" and any(skipped):
+        kept = [
+            [place >= skip for place in range(length)]
+            for skip, length in zip(skipped, parts.lengths, strict=True)
+        ]
+        kept_T = torch.tensor([flag for row in kept for flag in row], device=states_TD.device)
+        sums_BD = torch.segment_reduce(
+            states_TD.float() * kept_T[:, None], "sum", offsets=parts.borders.long()
+        )
+        counts_B = torch.tensor([max(1, sum(row)) for row in kept], device=states_TD.device)
+        return sums_BD / counts_B[:, None]
     if pooling == "mean":
         sums_BD = torch.segment_reduce(states_TD.float(), "sum", offsets=parts.borders.long())
         return sums_BD / parts.borders.diff()[:, None]

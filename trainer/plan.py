@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer.data import Example, StageData
 from trainer.distributed import own_rows
-from trainer.encoder import tokenize
+from trainer.encoder import marked, tokenize
 from trainer.train import StageConfig
 
 Plan = Sequence[tuple[int, np.ndarray]]
@@ -39,9 +39,15 @@ def stage_plan(data: StageData, stage: StageConfig, seed: int) -> Plan:
 
 
 def shares(
-    data: StageData, plan: Plan, *, tokenizer: Any, max_length: int, seed: int
+    data: StageData,
+    plan: Plan,
+    *,
+    tokenizer: Any,
+    max_length: int,
+    seed: int,
+    pool_instruction: bool = True,
 ) -> Iterator[Share]:
-    """Our part of each batch of a plan."""
+    """Our part of each batch of a plan; ids are marked where instructions stay out of a mean."""
 
     def read(epoch: int, rows: np.ndarray) -> Share:
         own = rows[own_rows(len(rows))]
@@ -50,7 +56,10 @@ def shares(
         task = examples[0].task
         examples = examples[: len(own)]
         texts = [text for example in examples for text in example.texts]
-        flat = iter(tokenize(tokenizer, texts, max_length=max_length) if texts else [])
+        found = tokenize(tokenizer, texts, max_length=max_length) if texts else []
+        if not pool_instruction:
+            found = marked(tokenizer, texts, found, max_length=max_length)
+        flat = iter(found)
         ids = [[next(flat) for _ in example.texts] for example in examples]
         return Share(len(rows), task, examples, ids)
 

@@ -55,8 +55,8 @@ class Meter:
         peak = peak_flops()
         self.use_of_token = flops / (peak * devices) if peak else None
 
-    def add(self, step: int, figures: dict[str, Any]) -> None:
-        """Count step number `step` (from 0), and log when it is time."""
+    def add(self, step: int, figures: dict[str, Any]) -> dict[str, float]:
+        """Count step number `step` (from 0), and log when it is time; gives the rates so far."""
         now = time.monotonic()
         self.sums["rows"] += figures["rows"]
         self.sums["tokens"] += figures["tokens"]
@@ -73,19 +73,31 @@ class Meter:
         ):
             for figure in _FIGURES if inside else ():
                 self.sums[f"{end}_{figure}"] += figures[figure] / self.window
+        rates = self._rates(step + 1, max(now - self.started, 1e-9))
         if rank() == 0 and (now - self.logged >= LOG_INTERVAL_S or step + 1 == self.steps):
             self.logged = now
-            self._log(step + 1, figures, max(now - self.started, 1e-9))
+            self._log(step + 1, figures, rates)
+        return rates
 
-    def _log(self, step: int, figures: dict[str, Any], elapsed: float) -> None:
+    def _rates(self, step: int, elapsed: float) -> dict[str, float]:
+        """Speed, use of the device, its memory and the time left, of this process."""
+        rates = {"rows_per_s": self.rows / elapsed, "tokens_per_s": self.tokens / elapsed}
+        if self.use_of_token is not None:
+            rates["mfu"] = self.use_of_token * self.tokens / elapsed
+        if torch.cuda.is_available():
+            rates["gib"] = torch.cuda.max_memory_allocated() / 2**30
         left = elapsed / (step - self.done_before) * (self.steps - step)
-        use = self.use_of_token and self.use_of_token * self.tokens / elapsed
+        return {**rates, "seconds_left": left}
+
+    def _log(self, step: int, figures: dict[str, Any], rates: dict[str, float]) -> None:
+        minutes, seconds = divmod(rates["seconds_left"], 60)
         log.info(
             "%s: step %d/%d, loss %.3f, accuracy@1 %.2f, %.0f rows/s, %.0f tokens/s%s%s, "
             "%d:%02d left",
             self.name, step, self.steps, figures["loss"], figures["accuracy"],
-            self.rows / elapsed, self.tokens / elapsed,
-            f", MFU {use:.0%}" if use else "", _memory(), left // 60, left % 60,
+            rates["rows_per_s"], rates["tokens_per_s"],
+            f", MFU {rates['mfu']:.0%}" if "mfu" in rates else "",
+            f", {rates['gib']:.1f} GiB" if "gib" in rates else "", minutes, seconds,
         )  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
@@ -129,9 +141,4 @@ class Board:
         numbers[f"loss of {record['task']}"] = record["loss"]
         for name, value in numbers.items():
             self.writer.add_scalar(f"{record['stage']}/{name}", value, step)
-
-
-def _memory() -> str:
-    if not torch.cuda.is_available():
-        return ""
-    return f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+        self.writer.flush()

@@ -29,7 +29,7 @@ METRICS: Mapping[str, tuple[Any, str, str]] = {
 }
 # Their fits are thousands of passes over 512 rows, where threads only wait for each other: measured
 # on two busy cores, a clustering task of 36 items took 58 s with two threads, 0.4 s with one.
-_MANY_SMALL_FITS = ("classification", "clustering")
+_MANY_SMALL_FITS = ("classification", "multilabel_classification", "clustering")
 # Classes of mteb name their columns in their own way; these are told ours.
 _ATTRIBUTES: Mapping[str, Mapping[str, Any]] = {
     "sts": {"column_names": ("text_a", "text_b")},
@@ -52,20 +52,31 @@ def score_task(task: EvaluationTask, encoder: Any, *, batch_size: int) -> dict[s
     `encoder` follows mteb's EncoderProtocol and minds its own threads. Deterministic: mteb seeds
     each task with 42.
     """
+    with task_threads(task.type):
+        return score_subset(_mteb_task(task), encoder, SPLIT, SUBSET, batch_size=batch_size)
+
+
+def task_threads(kind: str) -> Any:
+    """A context that limits the threads of a task's fits."""
     from threadpoolctl import threadpool_limits
 
-    mteb_task = _mteb_task(task)
-    threads = 1 if task.type in _MANY_SMALL_FITS else None
-    with threadpool_limits(limits=threads), warnings.catch_warnings():
+    return threadpool_limits(limits=1 if kind in _MANY_SMALL_FITS else None)
+
+
+def score_subset(
+    task: Any, encoder: Any, split: str, subset: str, *, batch_size: int
+) -> dict[str, Any]:
+    """What mteb's task says of one subset of a split, by name, as JSON values."""
+    with warnings.catch_warnings():
         # Of mteb's own code, once per bitext task.
         warnings.filterwarnings("ignore", message="To copy construct from a tensor")
-        scores = mteb_task.evaluate(
+        scores = task.evaluate(
             encoder,
-            SPLIT,
-            subsets_to_run=[SUBSET],
+            split,
+            subsets_to_run=[subset],
             encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
         )
-    found = _plain(scores[SUBSET])
+    found = plain(scores[subset])
     return {name: found[name] for name in sorted(found)}
 
 
@@ -159,12 +170,12 @@ def _dataset(table: pa.Table) -> Any:
     return datasets.Dataset(datasets.table.InMemoryTable(table))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON values from mteb's: numpy numbers to Python's, NaN (undefined) to None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

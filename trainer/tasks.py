@@ -55,6 +55,11 @@ class EvaluationTask:
     tables: Mapping[str, pa.Table]
 
     @property
+    def two_sided(self) -> bool:
+        """Whether queries and documents are told apart."""
+        return self.type == "retrieval"
+
+    @property
     def rows(self) -> dict[str, int]:
         return {name: table.num_rows for name, table in self.tables.items()}
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from datagen.schema import UserError
 
+# What counts beside the weights: of the model, pooling, tokenizer and the order of modules.
+_SETTINGS = ("config.json", "*/config.json", "tokenizer*.json", "modules.json", "sentence_*.json")
 MAX_KEPT_VECTORS = 200_000  # shared between tasks; 384 fp32 values each are 300 MB
 
 
@@ -31,6 +33,14 @@ def weights_digest(model: str) -> str:
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def settings_digest(model: str) -> str:
+    """sha256 over a folder's configuration, pooling and tokenizer: these change vectors, too."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in _SETTINGS for file in Path(model).glob(pattern)}):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -77,7 +87,10 @@ def load_text_encoder(
 class TextEncoder:
     """What mteb asks vectors of: a sentence-transformers model that embeds each text once.
 
-    `mteb_model_meta` is None: the model has no entry in mteb's registry, nothing is cached.
+    With `width`, vectors are cut to their first values and made unit length again: encoders of
+    several widths share what was encoded once. `keep_all` then holds the vectors of a task however
+    many they are, until `forget`. `mteb_model_meta` is None: the model has no entry in mteb's
+    registry, nothing is cached.
     """
 
     model: Any
@@ -85,6 +98,8 @@ class TextEncoder:
     threads: int
     prompts: Mapping[str, str] = field(default_factory=dict)
     vectors: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
+    width: int | None = None
+    keep_all: bool = False
     mteb_model_meta: None = None
 
     @property
@@ -95,13 +110,19 @@ class TextEncoder:
     def saved_prompts(self) -> dict[str, str]:
         return {name: prompt for name, prompt in self.model.prompts.items() if prompt}
 
-    def for_task(self, prompts: Mapping[str, str]) -> "TextEncoder":
-        """The same model and vectors, with the prompts of one task."""
-        return replace(self, prompts=prompts)
+    def for_task(self, prompts: Mapping[str, str], *, width: int | None = None) -> "TextEncoder":
+        """The same model and vectors, with the prompts of one task, cut to `width`."""
+        return replace(self, prompts=prompts, width=width)
+
+    def forget(self) -> None:
+        """Let vectors go that are more than tasks may share."""
+        if len(self.vectors) > MAX_KEPT_VECTORS:
+            self.vectors.clear()
 
     def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> np.ndarray:
         """Vectors [n, D] in fp32 of the texts of a data loader, for one side of the task."""
-        side = prompt_type.value if prompt_type else "text"
+        # Where a task has one prompt for all its texts, it may still name their sides.
+        side = prompt_type.value if prompt_type and "text" not in self.prompts else "text"
         prompt = self.prompts[side]
         texts = [text for batch in inputs for text in batch["text"]]
         keys = [(side, prompt, text) for text in texts]
@@ -110,9 +131,15 @@ class TextEncoder:
         if new:
             made = self._embed([text for _, _, text in new], side, prompt)
             found |= zip(new, made, strict=True)
-            if len(self.vectors) + len(new) <= MAX_KEPT_VECTORS:
+            if self.keep_all or len(self.vectors) + len(new) <= MAX_KEPT_VECTORS:
                 self.vectors |= {key: found[key] for key in new}
-        return np.stack([found[key] for key in keys])
+        return self._cut(np.stack([found[key] for key in keys]))
+
+    def _cut(self, vectors: np.ndarray) -> np.ndarray:
+        if self.width is None:
+            return vectors
+        short = vectors[:, : self.width]
+        return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
 
     def _embed(self, texts: list[str], side: str, prompt: str) -> np.ndarray:
         from threadpoolctl import threadpool_limits

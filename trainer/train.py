@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from datagen import __version__
 from datagen.schema import STAGES, UserError
-from datagen.store import Folder, read_manifest
+from datagen.store import Folder, read_manifest, verify
 from trainer.export import GOLDEN, any_entry, export_model
 
 log = logging.getLogger("embedmix")
@@ -30,7 +30,7 @@ log = logging.getLogger("embedmix")
 _KNOWN = {
     "dtype": ("bfloat16", "float32"),
     "loss": ("nemotron", "nv_retriever", "gecko", "gemini", "qwen3", "f2llm", "kalm", "all"),
-    "distill": (None, "kl", "margin", "embedding"),
+    "distill": (None, "kl", "margin", "embedding", "cosine"),
     "pooling": ("mean", "last", "cls"),
     "schedule": ("linear", "cosine"),
     "parallel": ("ddp", "fsdp"),
@@ -41,9 +41,11 @@ _PLACES = (
     "mix",
     "base",
     "teacher",
+    "teacher_cache",
     "output",
     "threads",
     "checkpoint_steps",
+    "keep_steps",
     "parallel",
     "tensorboard",
 )
@@ -101,10 +103,12 @@ class TrainConfig:
     dtype: str = "bfloat16"
     loss: str = "nemotron"  # a key of trainer.loss.LOSSES
     matryoshka: bool = False  # the loss at widths 8, 16, ... as well
-    distill: str | None = None  # kl or margin (the mix's scores), embedding (of `teacher`)
+    distill: str | None = None  # kl, margin (the mix's scores), embedding, cosine (of `teacher`)
     distill_weight: float = 1.0
-    teacher: str | None = None  # folder of a model with the same tokenizer
+    teacher: str | None = None  # folder of a model; with the same tokenizer unless it is cached
+    teacher_cache: str | None = None  # folder of vectors (trainer/teacher.py), for cosine
     pooling: str = "mean"  # last, cls
+    pool_instruction: bool = True  # whether the tokens of instructions count in a mean
     causal: bool = False
     lora: int = 0  # rank of adapters that are trained in place of the weights; 0: all weights
     schedule: str = "linear"  # cosine
@@ -114,6 +118,7 @@ class TrainConfig:
     compile: bool = False
     parallel: str = "ddp"  # fsdp; under torchrun
     checkpoint_steps: int = 100
+    keep_steps: int | None = None  # between checkpoints kept as models in OUTPUT-steps
     tensorboard: str | None = None  # folder for TensorBoard, beside metrics.jsonl
     threads: int | None = None  # None: one for each core this process may use
 
@@ -124,17 +129,29 @@ class TrainConfig:
                     f"{name} {getattr(self, name)!r}",
                     f"one of {known}",
                 )
-        if (self.distill == "embedding") != (self.teacher is not None) or not self.stages:
+        of_vectors = self.distill in ("embedding", "cosine")
+        if of_vectors != (self.teacher is not None) or not self.stages:
             _refuse(
                 f"distill {self.distill!r}, teacher {self.teacher!r}, {len(self.stages)} stages",
                 "a teacher if and only if its embeddings are matched; at least one stage",
             )
+        if self.teacher_cache is not None and self.distill != "cosine":
+            _refuse(f"teacher_cache with distill {self.distill!r}", "cosine: it has unit vectors")
+        if not self.pool_instruction and self.pooling != "mean":
+            _refuse(
+                f"pool_instruction off with pooling {self.pooling!r}", "a mean to leave it out of"
+            )
         positive = (self.temperature, self.clip, self.micro_tokens, self.checkpoint_steps)
         others = (self.weight_decay, self.smallest_rate, self.lora)
-        if min(positive) <= 0 or min(others) < 0 or (self.threads or 1) < 1:
+        if (
+            min(positive) <= 0
+            or min(others) < 0
+            or min(self.threads or 1, self.keep_steps or 1) < 1
+        ):
             _refuse(
                 f"temperature, clip, micro_tokens, checkpoint_steps = {positive}, "
-                f"weight_decay, smallest_rate, lora = {others}, threads = {self.threads}",
+                f"weight_decay, smallest_rate, lora = {others}, threads = {self.threads}, "
+                f"keep_steps = {self.keep_steps}",
                 "numbers above 0 (those of the second group may be 0)",
             )
 
@@ -145,6 +162,7 @@ class TrainConfig:
             "mix": read_manifest(Folder(self.mix)).digest,
             "base": model_digest(self.base),
             "teacher": self.teacher and model_digest(self.teacher),
+            "teacher_is_cached": self.teacher_cache is not None,
         }
         return json.loads(json.dumps({**fields, **digests}))
 
@@ -189,24 +207,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     place = output.with_name(f".{output.name}.training")
     with process_group() as device:
+        if rank() == 0 and not any(place.glob("*.safetensors")):  # one that resumes has done this
+            _refuse_damaged(config.mix)
         model, tokenizer, stages = run_stages(config, identity, place=place, device=device)
         if rank() == 0:
-            _export(config, model, tokenizer, identity=identity, stages=stages)
+            export_run(config, output, model, tokenizer, mix=identity["mix"], stages=stages)
             shutil.copyfile(place / "metrics.jsonl", output / "metrics.jsonl")
             done.write_text(json.dumps(_record(config, identity, stages), indent=1) + "\n")
             shutil.rmtree(place)
     return json.loads(json.dumps(_record(config, identity, stages)))
 
 
-def _export(
-    config: TrainConfig, model: Any, tokenizer: Any, *, identity: dict[str, Any], stages: list
+def export_run(
+    config: TrainConfig, output: Path, model: Any, tokenizer: Any, *, mix: str, stages: list
 ) -> None:
+    """Export what a run has trained, with a card that says on which mix (digest) and how."""
     from trainer.prompts import PROMPTS
 
     length = max(stage.max_length for stage in config.stages)
-    card = {"base_model": Path(config.base).name, "mix": identity["mix"], "stages": stages}
+    card = {"base_model": Path(config.base).name, "mix": mix, "stages": stages}
     settings: dict[str, Any] = {"prompts": PROMPTS, "card": card, "pooling": config.pooling}
-    export_model(model, tokenizer, config.output, max_length=length, **settings)
+    settings["pool_instruction"] = config.pool_instruction
+    export_model(model, tokenizer, str(output), max_length=length, **settings)
 
 
 def _record(config: TrainConfig, identity: dict[str, Any], stages: list) -> dict[str, Any]:
@@ -220,6 +242,17 @@ def _record(config: TrainConfig, identity: dict[str, Any], stages: list) -> dict
         "seconds": round(sum(stage["seconds"] for stage in stages), 1),
         "versions": {"embedmix": __version__, **{name: version(name) for name in _LIBRARIES}},
     }
+
+
+def _refuse_damaged(mix: str) -> None:
+    """Read every byte of the mix once: hours of training on half a shard would be lost."""
+    problems = verify(Folder(mix))
+    if problems:
+        raise UserError(
+            found=f"{mix} does not verify: {'; '.join(problems[:3])}",
+            expected="the shards that its manifest lists, byte for byte",
+            do="build or fetch the mix again; `datagen verify` lists all problems",
+        )
 
 
 def _refuse_other_content(output: Path) -> None:
