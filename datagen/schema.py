@@ -112,6 +112,7 @@ MINED = pa.schema(
         pa.field("positive_scores", pa.list_(pa.float32()), nullable=False),
         pa.field("negatives", pa.list_(pa.string()), nullable=False),  # best score first
         pa.field("negative_scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("given_negatives", pa.int32(), nullable=False),  # the first ones, by the source
     ]
 )
 

@@ -11,11 +11,12 @@ both vectors are measured, the rest is bounded; datagen.topk makes it good.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from datagen.threads import Run
+from datagen.topk_types import Excluded, Matrix, TopK
 
 LONGEST = 1.01  # vectors must have unit length, give or take the rounding to float16
 _GROUP = 64  # columns whose maximum is looked at first
@@ -23,47 +24,6 @@ _HEAVY = 4  # rows of which more than a quarter of the groups count are taken wh
 _PIECE = 1024  # documents that one thread makes ready
 # Half a unit in the last place of a score as the product gives it, relative to the score.
 _ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
-
-
-class Matrix(Protocol):
-    """Rows of vectors in memory or on disk; a numpy array is one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, rows: Any) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Per query: document rows (-1 where fewer exist), scores (-inf there), best first.
-
-    `above` counts the documents that the ceiling kept out.
-    """
-
-    rows: np.ndarray  # int64 [queries, k]
-    scores: np.ndarray  # float32 [queries, k]
-    above: np.ndarray  # int64 [queries]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Excluded:
-    """Pairs (query, document row) that may not be taken; sorted by document row."""
-
-    queries: np.ndarray
-    documents: np.ndarray
-
-    @classmethod
-    def of(cls, queries: np.ndarray, documents: np.ndarray) -> "Excluded":
-        order = np.argsort(documents, kind="stable")
-        return cls(queries=queries[order], documents=documents[order])
-
-    def of_queries(self, chosen: np.ndarray, total: int) -> "Excluded":
-        """The pairs of some queries, renumbered."""
-        number = np.full(total, -1)
-        number[chosen] = np.arange(len(chosen))
-        kept = number[self.queries] >= 0
-        return Excluded(queries=number[self.queries][kept], documents=self.documents[kept])
 
 
 def fastest(device: str, dtype: np.dtype) -> str:
@@ -177,13 +137,17 @@ class Tiles:
             worst = max(self.run(fill, pieces), default=0.0)
             error = 1.02 * (lost + worst + summed)
             self.error = max(self.error, error)
-            limits = None
-            if limited:
-                highest = self.ceilings + error
-                highest += np.abs(highest) * _ROUNDING[self.precision] * LONGEST
-                limits = np.nextafter(highest.astype(np.float32), np.float32(np.inf))
-                limits = torch.from_numpy(limits).to(self.device)
+            limits = self._limits(error) if limited else None
             yield _Block(columns=rows.T, start=start, count=count, limits=limits)
+
+    def _limits(self, error: float) -> Any:
+        """Approximate scores above which an exact one is above the ceiling."""
+        import torch
+
+        highest = self.ceilings + error
+        highest += np.abs(highest) * _ROUNDING[self.precision] * LONGEST
+        limits = np.nextafter(highest.astype(np.float32), np.float32(np.inf))
+        return torch.from_numpy(limits).to(self.device)
 
     def _fill(self, rows: Any, start: int, count: int, low: int) -> float:
         import torch

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from datagen.threads import Run
-from datagen.tiles import Excluded, Matrix, Tiles, TopK, as_float32, fastest
+from datagen.tiles import Tiles, as_float32, fastest
+from datagen.topk_types import Excluded, Matrix, TopK
 
 __all__ = ["Excluded", "Matrix", "TopK", "dot", "merged", "top_k"]
 
