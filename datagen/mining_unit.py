@@ -55,9 +55,9 @@ class Reader:
         self.threads = 1 if self.device == "cuda" else threads
         self.input, self.rules = Folder(deduped), Rules(**rules)
         self.plan = Plan(Folder(plan))
-        groups = [[one] for one in teachers] if self.rules.teachers == "each" else [teachers]
         self.mean = _view(teachers)
-        self.views = [_view(group) for group in groups]
+        each = self.rules.teachers == "each"
+        self.views = [_view([one]) for one in teachers] if each else [self.mean]
 
     def unit(self, unit: Mapping[str, Any]) -> "Unit":
         rows = open_shard(self.input, unit["shard"]).slice(unit["start"], unit["rows"])

@@ -111,7 +111,7 @@ class Miner:
         listed: list[Flat] = []
         views = self.reader.views
         for number, view in enumerate(views):
-            seen = asked if len(views) == 1 else unit.asked(view)
+            seen = asked if view is self.reader.mean else unit.asked(view)
             for group in unit.groups():
                 search = unit.search(seen, group, run=run)
                 found = before.of(number, group, search) if before else search.find()
