@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from datagen.packed_linear import pack_linears
 from datagen.schema import UserError
 from datagen.threads import side_by_side
 
@@ -30,7 +31,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 # What decides the vectors; notes, images and exports to other runtimes do not.
 _DECISIVE = {".safetensors", ".json", ".txt", ".model", ".jinja"}
 _MODEL_FILES = ("modules.json", "config.json")
-CODE_VERSION = 1  # raised when the same model and text give another vector
+CODE_VERSION = 2  # raised when the same model and text give another vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,7 @@ class Encoder:
             ) from error
         if max_length is not None:
             self._model.max_seq_length = max_length
+        pack_linears(self._model)
 
     def encode(
         self, texts: Sequence[str], *, prompt: str = "", stored: Literal["float16", "float32"]
