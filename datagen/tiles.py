@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from datagen.schema import UserError
 from datagen.threads import Run
 from datagen.topk_types import Excluded, Matrix, TopK
 
@@ -115,7 +116,11 @@ class Tiles:
 
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         if len(vectors) and not lengths.max() <= LONGEST:
-            raise ValueError(f"vectors of length {lengths.max()}: expected unit length")
+            raise UserError(
+                found=f"vectors of length {lengths.max():.4g}",
+                expected="finite vectors of unit length",
+                do="delete the step that encoded them and run it again",
+            )
         if self.precision == "float32" or not len(vectors):
             return vectors, 0.0
         rounded = vectors.to(getattr(torch, self.precision))

@@ -47,7 +47,7 @@ def top_k(
     """The k best documents of each query with float32(score) <= ceiling, excluded pairs aside.
 
     `queries` [Q, width] and `documents` [N, width] are float16 or float32 vectors of unit length
-    (ValueError for others); `ceilings` float64 [Q]. `precision` of the first products changes the
+    (UserError for others); `ceilings` float64 [Q]. `precision` of the first products changes the
     time, not the result: by default what the device multiplies fastest. `run` maps over the blocks
     of queries, by default one after the other.
     """

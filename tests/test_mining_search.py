@@ -234,5 +234,10 @@ def test_what_the_source_gives_is_told_apart(tmp_path, model):
 
 def test_vectors_that_are_no_numbers_are_named(tmp_path, model):
     documents = [document("d", 0), document("broken", float("nan"))]
-    with pytest.raises(ValueError, match="unit length"):
+    with pytest.raises(UserError, match="expected: finite vectors of unit length"):
         mine_by_hand(tmp_path, model, [query("q", 0, ["d"])], documents)
+
+
+def test_without_documents_there_is_nothing_to_mine(tmp_path, model):
+    with pytest.raises(UserError, match="has no table 'documents'"):
+        mine_by_hand(tmp_path, model, [query("q", 0, ["d"])], [])

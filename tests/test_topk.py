@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datagen.schema import UserError
 from datagen.topk import Excluded, dot, top_k
 
 
@@ -68,9 +69,9 @@ def test_fewer_documents_than_asked_leaves_minus_one():
 def test_scores_that_are_not_numbers_are_refused():
     broken = unit_vectors(3, 4, 1)
     broken[1, 2] = np.nan
-    with pytest.raises(ValueError, match="unit length"):
+    with pytest.raises(UserError, match="unit length"):
         top_k(unit_vectors(2, 4, 0), broken, k=1)
-    with pytest.raises(ValueError, match="unit length"):
+    with pytest.raises(UserError, match="unit length"):
         top_k(broken, unit_vectors(2, 4, 0), k=1)
 
 
@@ -95,7 +96,7 @@ def test_equal_scores_go_to_the_smaller_row_however_many_there_are():
 
 
 def test_vectors_that_are_not_of_unit_length_are_refused():
-    with pytest.raises(ValueError, match="unit length"):
+    with pytest.raises(UserError, match="unit length"):
         top_k(2 * unit_vectors(2, 4, 0), unit_vectors(3, 4, 1), k=1)
 
 
