@@ -93,7 +93,13 @@ def merged(parts: Sequence[TopK]) -> TopK:
     return TopK(*best, above=np.sum([part.above for part in parts], axis=0))
 
 
-def dot(queries: np.ndarray, documents: Matrix, pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def dot(
+    queries: np.ndarray,
+    documents: Matrix,
+    pairs: tuple[np.ndarray, np.ndarray],
+    *,
+    run: Run = map,
+) -> np.ndarray:
     """float32 scores of (query row, document row) pairs, summed in float64."""
     import torch
 
@@ -101,11 +107,15 @@ def dot(queries: np.ndarray, documents: Matrix, pairs: tuple[np.ndarray, np.ndar
     scores = np.empty(len(left), dtype=np.float32)
     step = max(1, _RESCORED_VALUES // max(1, queries.shape[1]))
     order = np.argsort(right, kind="stable")  # documents lie on disk in this order
-    for start in range(0, len(left), step):
+
+    def score(start: int) -> None:
         part = order[start : start + step]
         both = [queries[left[part]], np.ascontiguousarray(documents[right[part]])]
         a, b = (as_float32(torch.from_numpy(one)).double() for one in both)
         scores[part] = (a * b).sum(1).float().numpy()
+
+    for _ in run(score, range(0, len(left), step)):
+        pass
     return scores
 
 
@@ -130,7 +140,8 @@ def _settle(tiles: Tiles, found: TopK, k: int) -> tuple[TopK, np.ndarray]:
     taken = found.rows >= 0
     scores = np.full(found.rows.shape, -np.inf, dtype=np.float32)
     where = np.nonzero(taken)
-    scores[where] = dot(tiles.queries, tiles.documents, (where[0], found.rows[where]))
+    pairs = (where[0], found.rows[where])
+    scores[where] = dot(tiles.queries, tiles.documents, pairs, run=tiles.run)
     over = scores > tiles.ceilings[:, None]
     scores[over] = -np.inf
     rows, best = _best(found.rows, scores, k)
