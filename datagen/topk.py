@@ -27,7 +27,7 @@ __all__ = ["Excluded", "Matrix", "TopK", "dot", "merged", "top_k"]
 
 SPARE = 8  # candidates beyond k, and beyond twice k where products are of low precision
 # Queries and documents of a tile: what the cache of a core holds, what fills a GPU.
-_BLOCKS = {"cpu": (512, 8_192), "cuda": (4_096, 32_768)}
+_BLOCKS = {"cpu": (512, 8_192), "gpu": (4_096, 32_768)}
 _RESCORED_VALUES = 1 << 18  # what fits the cache
 
 
@@ -57,7 +57,8 @@ def top_k(
     ceilings = np.full(total, np.inf) if ceilings is None else np.asarray(ceilings, np.float64)
     excluded = excluded or Excluded.of(np.empty(0, np.int64), np.empty(0, np.int64))
     precision = precision or fastest(device, queries.dtype)
-    blocks = query_block or _BLOCKS[device][0], document_block or _BLOCKS[device][1]
+    usual = _BLOCKS["cpu" if device == "cpu" else "gpu"]
+    blocks = query_block or usual[0], document_block or usual[1]
     queries = as_float32(torch.from_numpy(np.ascontiguousarray(queries))).numpy()
     out = TopK(
         rows=np.full((total, k), -1, dtype=np.int64),
