@@ -6,7 +6,8 @@ Reads query and document columns of Parquet tables. Each of the two miners runs 
 own from Parquet to Parquet, encoding included, with the same model and rule (margin 0.95, top 10).
 Negatives are compared where the rules coincide: without near-duplicate clusters, which only ours
 knows, for queries that the peer's window of 110 ranks serves. The search alone is measured beside
-torch's matrix product on the same threads, and its memory on vectors on disk.
+torch's matrix product on the same threads, in float32 and in bfloat16, and its memory on vectors on
+disk.
 """
 
 import argparse
@@ -237,17 +238,18 @@ def write_vectors(folder: Path, count: int, width: int) -> None:
         write_shard(Folder(str(folder)), "vectors", index, table, schema)
 
 
-def matmul_rate() -> float:
-    """GFLOP/s of torch's float32 product on two threads, the best of several shapes and ways."""
+def matmul_rate(dtype: str) -> float:
+    """GFLOP/s of torch's product on two threads, the best of several shapes."""
     import torch
 
     rates = []
+    kind = getattr(torch, dtype)
     with side_by_side(2) as run:
         for rows, columns, width in ((256, 8192, 384), (1024, 1024, 1024), (2048, 2048, 2048)):
-            left, right = torch.randn(rows, width), torch.randn(width, columns)
+            left, right = torch.randn(rows, width).to(kind), torch.randn(width, columns).to(kind)
             work = partial(_product, left, right)
             list(run(work, range(4)))
-            count = max(8, int(3e10 / (2 * rows * columns * width)))
+            count = max(8, int(6e10 / (2 * rows * columns * width)))
             start = time.perf_counter()
             list(run(work, range(count)))
             rates.append(count * 2 * rows * columns * width / (time.perf_counter() - start))
@@ -261,21 +263,25 @@ def _product(left: Any, right: Any, _: int) -> None:
 def search_alone(folder: Path, sizes: Sequence[int], queries: int) -> str:
     lines = [
         "## Search alone: width 384, float16 on disk, top 24, two threads\n",
-        "| documents | queries | seconds | GFLOP/s | of torch's product | peak GiB |",
-        "|---|---|---|---|---|---|",
+        "| documents | queries | seconds | GFLOP/s | of torch's float32 product "
+        "| of its bfloat16 product | peak GiB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for size in sizes:
         place = folder / f"vectors-{size}"
         write_vectors(place, size, 384)
-        before = matmul_rate()
+        before = [matmul_rate(dtype) for dtype in ("float32", "bfloat16")]
         command = [sys.executable, "-c", SEARCH, str(place), str(queries)]
         _, memory, printed = timed(command)
-        rate = (before + matmul_rate()) / 2  # other work on the machine comes and goes
+        after = [matmul_rate(dtype) for dtype in ("float32", "bfloat16")]
+        # Other work on the machine comes and goes.
+        rates = [(one + two) / 2 for one, two in zip(before, after, strict=True)]
         seconds = float(printed)
         own = 2 * queries * size * 384 / seconds / 1e9
         lines.append(
             f"| {size:,} | {queries:,} | {seconds:.1f} | {own:.0f} "
-            f"| {own / rate:.0%} of {rate:.0f} | {memory:.2f} |"
+            + "".join(f"| {own / rate:.0%} of {rate:.0f} " for rate in rates)
+            + f"| {memory:.2f} |"
         )
         for path in place.iterdir():
             path.unlink()

@@ -166,6 +166,7 @@ def write_mined(context: Context) -> None:
             positive_scores=lists(pa.array(np.ones(rows), pa.float32()), np.ones(rows, int)),
             negatives=lists(digits(negatives), count),
             negative_scores=lists(scores, count),
+            given_negatives=pa.array(np.zeros(rows), pa.int32()),
         )
         context.write("mined", rows_of, MINED, rows_per_shard=SHARD_ROWS)
 

@@ -319,6 +319,12 @@ def _mine(commands: Any) -> None:
     )
     parser.add_argument("--query-prompt", metavar="TEXT", help="in place of what encoders declare")
     parser.add_argument("--document-prompt", metavar="TEXT")
+    parser.add_argument(
+        "--teachers",
+        choices=("mean", "each"),
+        default="mean",
+        help="each: every encoder gives negatives of its own, taken in turn",
+    )
     parser.add_argument("--sweep", action="store_true", help="try rules on stored scores")
     parser.add_argument("--margins", nargs="+", type=float, metavar="P", help="of --sweep")
     parser.add_argument("--max-scores", nargs="+", type=float, metavar="S", help="of --sweep")

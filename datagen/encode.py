@@ -30,10 +30,11 @@ from datagen.encoder_model import (
     has_modules,
     refuse_unsafe,
 )
+from datagen.packed_linear import pack_linears
 from datagen.schema import UserError
 from datagen.threads import side_by_side
 
-CODE_VERSION = 1  # raised when the same model and text give another vector
+CODE_VERSION = 2  # raised when the same model and text give another vector
 _POOLING = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 _LARGEST = 65504.0  # of float16, which vectors may be kept in
 
@@ -142,6 +143,7 @@ class TorchEngine:
             ) from error
         if max_length is not None:
             self._model.max_seq_length = max_length
+        pack_linears(self._model)
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(row numbers, float32 vectors) of the texts, batch by batch as they are done."""

@@ -15,8 +15,9 @@ forward pass a text, then 2 x queries x documents x width operations; memory is 
 bytes a document in each worker), one block of vectors and one tile of scores.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from datagen.embed import embed, row_units, teachers_of
@@ -30,10 +31,11 @@ from datagen.judge_negatives import NegativeJudge, judge_mined
 from datagen.mining_facts import mining_facts
 from datagen.mining_plan import make_plan, write_plan
 from datagen.mining_rules import Rules
+from datagen.mining_search import FOUND, Searcher, search_units
 from datagen.negatives import CANDIDATES, RULE_COUNTS, Miner
 from datagen.schema import MINED, UserError
 from datagen.steps import Context, Step, Workers
-from datagen.store import read_table
+from datagen.store import read_manifest, read_table, shard_name
 from datagen.vectors import STORED
 
 
@@ -49,6 +51,7 @@ def mine_negatives(
     teachers: Sequence[Step] = (),
     judge: NegativeJudge | None = None,
     queries_per_unit: int = 4096,
+    documents_per_unit: int = 1 << 20,
     name: str = "mine",
     **embedding: Any,
 ) -> Step:
@@ -57,8 +60,10 @@ def mine_negatives(
     `margin` and `negatives` are short for the `rules` with no others. `candidates` of each query
     are stored with their scores, so that other rules can be tried (datagen.sweep). `encoder` and
     `embedding` are as in `embed_texts`; `embedded` is a step that has encoded the same texts so
-    already, `teachers` are such steps with other encoders: scores are then the mean of all. A
-    `judge` says of a sample how many answer their query after all (datagen.judge_negatives).
+    already, `teachers` are such steps with other encoders: scores are then the mean of all, or
+    each has negatives of its own (`rules.teachers`). More than `documents_per_unit` documents are
+    searched in ranges of so many, each by any of the workers, with the same result. A `judge` says
+    of a sample how many answer their query after all (datagen.judge_negatives).
     """
     rules = rules or Rules(negatives=negatives, margin=margin)
     embed_step = embed_texts(deduped, encoder=encoder, **embedding)
@@ -67,13 +72,15 @@ def mine_negatives(
         "rules": rules.record(),
         "candidates": candidates,
         "queries_per_unit": queries_per_unit,
+        "documents_per_unit": documents_per_unit,
         **({"judge": judge.config()} if judge else {}),
     }
+    _refuse_candidates_of_each(rules, candidates)
     earlier = {f"teacher_{i}": step for i, step in enumerate(teachers)}
     earlier |= {"embedded": embedded} if embedded else {}
     return Step(
         name=name,
-        version=2,
+        version=3,
         config=config,
         inputs={"deduped": deduped, **earlier},
         work=partial(_mine, encode=embed_step.work, judge=judge, **_resources(**embedding)),
@@ -155,6 +162,16 @@ def _check_precision(dtype: str, stored: str) -> None:
     )
 
 
+def _refuse_candidates_of_each(rules: Rules, candidates: int) -> None:
+    if rules.teachers == "each" and candidates:
+        raise UserError(
+            found=f"{candidates} candidates to store, and scores of each teacher's own",
+            expected="one score a document, to which other rules can be applied",
+            do="store candidates of the mean of the teachers, or none",
+            exit_status=2,
+        )
+
+
 def _mine(
     context: Context,
     *,
@@ -170,20 +187,26 @@ def _mine(
     queries = read_table(deduped, "queries")
     write_plan(plan, make_plan(queries, read_table(deduped, "documents")))
     config = context.config
+    reader = {
+        "deduped": deduped.uri,
+        "plan": plan.uri,
+        "teachers": teachers,
+        "rules": config["rules"],
+        "candidates": config["candidates"],
+        "threads": threads,
+    }
+    units = row_units(context, "queries", size=config["queries_per_unit"])
+    found = _search(context, units, reader, workers)
     context.map_units(
-        row_units(context, "queries", size=config["queries_per_unit"]),
+        [{**unit, "found": names} for unit, names in zip(units, found, strict=True)],
         Miner,
         schemas={"mined": MINED, "rules": RULE_COUNTS, "candidates": CANDIDATES},
         phase="mine",
         workers=workers,
         constructor={
-            "deduped": deduped.uri,
-            "plan": plan.uri,
-            "teachers": teachers,
+            **reader,
             "documents": context.input_shards("deduped", "documents"),
-            "rules": config["rules"],
-            "candidates": config["candidates"],
-            "threads": threads,
+            "place": context.folder.uri,
         },
     )
     shards = {t: [s.name for s in context.shards if s.table == t] for t in ("mined", "rules")}
@@ -191,5 +214,36 @@ def _mine(
         context.folder, shards, queries["source"], negatives=config["rules"]["negatives"]
     )
     context.folder.delete_folder("plan")
+    for name in chain.from_iterable(found):
+        context.folder.delete(name)
+    context.shards = [shard for shard in context.shards if shard.table != "found"]
     if judge is not None:
         judge_mined(context, judge)
+
+
+def _search(
+    context: Context,
+    units: Sequence[Mapping[str, Any]],
+    reader: Mapping[str, Any],
+    workers: Workers,
+) -> list[list[str]]:
+    """For each unit of queries the shards of what was found in ranges of the documents.
+
+    None where the documents are one range: mining searches it.
+    """
+    size, documents = context.config["documents_per_unit"], read_manifest(context.inputs["deduped"])
+    ranges = -(-documents.rows("documents") // size)
+    if ranges <= 1:
+        return [[] for _ in units]
+    context.map_units(
+        search_units(units, documents.rows("documents"), size),
+        Searcher,
+        schemas={"found": FOUND},
+        phase="search",
+        workers=workers,
+        constructor=reader,
+    )
+    return [
+        [shard_name("found", unit * ranges + number) for number in range(ranges)]
+        for unit in range(len(units))
+    ]

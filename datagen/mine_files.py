@@ -39,9 +39,10 @@ def mine_files(
     Queries have query_id, query and positives (list of doc_id), and may have an instruction and a
     language; documents doc_id, text and perhaps title and language. Columns written: query_id,
     positives, positive_scores, negatives and negative_scores, best first (those that pad come
-    last). Of several encoders the scores are the mean. With `candidates`, `candidates.parquet` has
-    the best of each query whatever the rules. A `reranker` folder judges a sample of the negatives,
-    and so does an LLM as `judge`, whose verdicts and reasons become `judged.parquet`.
+    last). Of several encoders the scores are the mean; `rules.teachers` says whether each has
+    negatives of its own. With `candidates`, `candidates.parquet` has the best of each query
+    whatever the rules. A `reranker` folder judges a sample of the negatives, and so does an LLM as
+    `judge`, whose verdicts and reasons become `judged.parquet`.
     `embedding` is as in `embed_texts`; work in progress is kept in `output`/.work, from which the
     same command resumes, and deleted at the end. UserError for what cannot be used.
     """

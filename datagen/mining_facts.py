@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datagen.candidates import EXCLUSIONS
-from datagen.negatives import lowest
+from datagen.mining_unit import lowest
 from datagen.store import Folder, open_shard
 
 BINS = 40

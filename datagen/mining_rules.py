@@ -32,6 +32,7 @@ from datagen.schema import UserError
 LABELLED = frozenset({"classification", "pair_classification"})
 LANGUAGES = ("any", "same", "other")
 TOO_FEW = ("keep", "drop", "pad")
+TEACHERS = ("mean", "each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Rules:
     keep_first: bool = False
     languages: Literal["any", "same", "other"] = "any"
     too_few: Literal["keep", "drop", "pad"] = "keep"
+    teachers: Literal["mean", "each"] = "mean"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,9 +77,13 @@ class Rules:
                 "0 or more",
             ),
             (
-                self.languages in LANGUAGES and self.too_few in TOO_FEW,
-                f"languages {self.languages!r}, too_few {self.too_few!r}",
-                f"languages one of {LANGUAGES}, too_few one of {TOO_FEW}",
+                self.languages in LANGUAGES
+                and self.too_few in TOO_FEW
+                and self.teachers in TEACHERS,
+                f"languages {self.languages!r}, too_few {self.too_few!r}, "
+                f"teachers {self.teachers!r}",
+                f"languages one of {LANGUAGES}, too_few one of {TOO_FEW}, "
+                f"teachers one of {TEACHERS}",
             ),
             (
                 self.skip_top >= 0 and (not self.skip_top or self.rank_window is not None),

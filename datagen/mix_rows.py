@@ -104,6 +104,9 @@ class RowMaker:
             "positive_scores": _one(mined["positive_scores"]),
             "negatives": self._numbered(mined["negatives"], self.limit),
             "negative_scores": pc.list_slice(_one(mined["negative_scores"]), 0, self.limit),
+            "given_negatives": pc.min_element_wise(
+                _one(mined["given_negatives"]), self.limit, skip_nulls=False
+            ),
             "in_batch": pc.is_in(taken["task"], pa.array(sorted(IN_BATCH_TASKS))),
             "symmetric": pa.array(symmetric),
         }

@@ -28,6 +28,15 @@ def cut(parts: Sequence[Flat], count: int) -> tuple[np.ndarray, np.ndarray]:
     return queries[kept], documents[kept]
 
 
+def once(parts: Sequence[Flat]) -> list[Flat]:
+    """The columns put together, a document of a query only at its first rank."""
+    queries, rank, documents = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((rank, documents, queries))
+    same = np.stack([queries[order], documents[order]])
+    first = order[np.r_[True, (same[:, 1:] != same[:, :-1]).any(0)]] if len(order) else order
+    return [(queries[first], rank[first], documents[first])]
+
+
 def rank_in(sorted_keys: np.ndarray) -> np.ndarray:
     """0, 1, 2, ... within each run of equal keys."""
     return np.arange(len(sorted_keys)) - np.searchsorted(sorted_keys, sorted_keys)

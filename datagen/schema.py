@@ -112,6 +112,7 @@ MINED = pa.schema(
         pa.field("positive_scores", pa.list_(pa.float32()), nullable=False),
         pa.field("negatives", pa.list_(pa.string()), nullable=False),  # best score first
         pa.field("negative_scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("given_negatives", pa.int32()),  # how many of the first the source names
     ]
 )
 
@@ -137,6 +138,7 @@ MIX_ROW = pa.schema(
         pa.field("positive_scores", pa.list_(pa.float32()), nullable=False),
         pa.field("negatives", pa.list_(pa.int64()), nullable=False),
         pa.field("negative_scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("given_negatives", pa.int32()),  # how many of the first the source names
         pa.field("in_batch", pa.bool_(), nullable=False),
         pa.field("symmetric", pa.bool_(), nullable=False),
         pa.field("licence", pa.string()),

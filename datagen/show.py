@@ -1,9 +1,8 @@
 """One query of a mix with its documents: what a reader asks for when a row looks wrong.
 
-For each negative the text says why it is there: its score against the lowest positive's, and the
-ceiling that mining set, where the mining step lies beside the mix. Above the ceiling there are only
-negatives that the source itself gives. Cost: the ids of the stages are compared, and the documents
-of one row are read.
+For each negative the text says why it is there: whether the source itself names it, its score
+against the lowest positive's, and the ceiling that mining set, where the mining step lies beside
+the mix. Cost: the ids of the stages are compared, and the documents of one row are read.
 """
 
 import textwrap
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from datagen.export import Mix
+from datagen.mining_rules import Rules
 from datagen.mix_shards import take_ordered
 from datagen.overview import steps_beside
 from datagen.report import visible
@@ -31,7 +31,7 @@ def find_query(uri: str, query_id: str) -> list[dict[str, Any]]:
     status 2) when no stage has it.
     """
     mix = Mix.open(uri)
-    margin = _margin(mix)
+    rules = _rules(mix)
     found = []
     for stage, table in mix.stages.items():
         for number in range(len(table.names)):
@@ -39,7 +39,7 @@ def find_query(uri: str, query_id: str) -> list[dict[str, Any]]:
             at = pc.index(shard["query_id"], query_id).as_py()
             if at >= 0:
                 (row,) = take_ordered(shard, np.array([at])).to_pylist()
-                found.append(_with_documents(mix, {"stage": stage, **row}, margin))
+                found.append(_with_documents(mix, {"stage": stage, **row}, rules))
     if not found:
         raise UserError(
             found=f"no row of {uri} has the query id {query_id!r}",
@@ -50,20 +50,27 @@ def find_query(uri: str, query_id: str) -> list[dict[str, Any]]:
     return found
 
 
-def _margin(mix: Mix) -> float | None:
-    """The share of the lowest positive's score that mining allowed, when its step is beside."""
+def _rules(mix: Mix) -> Rules | None:
+    """The rules of the mining step, when it is beside and has one ceiling for a query."""
     digest = mix.manifest.inputs.get("mined")
     for step in steps_beside(mix.folder):
-        if step.digest == digest and isinstance(step.config.get("margin"), int | float):
-            return float(step.config["margin"])
+        if step.digest == digest and "rules" in step.config:
+            rules = Rules(**step.config["rules"])
+            return rules if rules.teachers == "mean" else None
     return None
 
 
-def _with_documents(mix: Mix, row: dict[str, Any], margin: float | None) -> dict[str, Any]:
+def _ceiling(row: Mapping[str, Any], rules: Rules | None) -> float | None:
+    if rules is None or not row["positive_scores"]:
+        return None
+    lowest = np.array([min(row["positive_scores"])])
+    ceiling = float(rules.for_task(row["task"]).ceilings(lowest)[0])
+    return ceiling if np.isfinite(ceiling) else None
+
+
+def _with_documents(mix: Mix, row: dict[str, Any], rules: Rules | None) -> dict[str, Any]:
     lowest = min(row["positive_scores"], default=None)
-    ceiling = None
-    if margin is not None and lowest is not None:
-        ceiling = lowest - (1 - margin) * abs(lowest)
+    ceiling, given = _ceiling(row, rules), row["given_negatives"]
     numbers = np.unique(np.array([*row["positives"], *row["negatives"]], dtype=np.int64))
     documents = mix.read_documents(numbers).to_pylist() if len(numbers) else []
     texts = dict(zip(numbers.tolist(), documents, strict=True))
@@ -73,20 +80,18 @@ def _with_documents(mix: Mix, row: dict[str, Any], margin: float | None) -> dict
                 **texts[n],
                 "score": score,
                 "ratio": score / lowest if lowest else None,
-                "why": "positive" if side == "positives" else _why(score, ceiling),
+                "why": "positive" if side == "positives" else _why(rank, given, ceiling),
             }
-            for n, score in zip(row[side], row.pop(scores), strict=True)
+            for rank, (n, score) in enumerate(zip(row[side], row.pop(scores), strict=True))
         ]
     return {**row, "ceiling": ceiling}
 
 
-def _why(score: float, ceiling: float | None) -> str:
-    if ceiling is None:
-        return "mined, or given by its source"
-    # Scores are stored in 32 bits, the ceiling is computed in 64.
-    if score <= ceiling + 1e-6:
-        return f"at most the ceiling {ceiling:.4f}"
-    return f"given by its source: above the ceiling {ceiling:.4f}"
+def _why(rank: int, given: int | None, ceiling: float | None) -> str:
+    if given is not None and rank < given:
+        return "given by its source"
+    found = "mined" if given is not None else "mined, or given by its source"
+    return found if ceiling is None else f"{found}: the ceiling is {ceiling:.4f}"
 
 
 def show(row: Mapping[str, Any]) -> str:

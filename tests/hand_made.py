@@ -54,19 +54,19 @@ def _write_vectors(context, *, queries, documents):
         context.write(TABLES[kind], table, schema, rows_per_shard=5)
 
 
+def vectors_by_hand(deduped, model, rows, *, name="vectors"):
+    """The step that would have encoded the rows."""
+    config = {"embedding": mine_negatives(deduped, encoder=model).config["embedding"]}
+    work = partial(_write_vectors, **rows)
+    return Step(name=name, version=1, config=config, inputs={"deduped": deduped}, work=work)
+
+
 def mine_by_hand(output, model, queries, documents, **options):
     """Mined rows by query id, and the manifest."""
     rows = {"queries": queries, "documents": documents}
     write = partial(write_tables, **rows, rows_per_shard=7)
     deduped = Step(name="deduped", version=1, config={}, inputs={}, work=write)
-    config = {"embedding": mine_negatives(deduped, encoder=model).config["embedding"]}
-    vectors = Step(
-        name="vectors",
-        version=1,
-        config=config,
-        inputs={"deduped": deduped},
-        work=partial(_write_vectors, **rows),
-    )
+    vectors = vectors_by_hand(deduped, model, rows)
     mine = mine_negatives(deduped, encoder=model, embedded=vectors, **options)
     manifest = run_steps([deduped, vectors, mine], str(output), executor="local")["mine"]
     mined = read_table(Folder(str(output)).folder("steps/mine"), "mined").to_pylist()

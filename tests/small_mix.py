@@ -131,6 +131,7 @@ def mined(row: Mapping[str, Any], negatives: Sequence[str]) -> dict[str, Any]:
         "positive_scores": [0.9] * len(row["positives"]),
         "negatives": list(negatives),
         "negative_scores": [0.7 - 0.05 * i for i in range(len(negatives))],
+        "given_negatives": 0,
     }
 
 

@@ -8,6 +8,7 @@ from small_mix import build, rows_of
 
 from datagen.cli import main
 from datagen.compare_mixes import diff_mixes
+from datagen.mining_rules import Rules
 from datagen.schema import UserError
 from datagen.show import find_query, show
 from datagen.stages import Stage
@@ -94,16 +95,17 @@ def test_one_query_with_its_documents(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_why_a_negative_is_there_by_the_ceiling_of_the_step_beside(tmp_path: Path) -> None:
     queries, documents, found = rows_of(("trivia",), per_source=3)
-    found[1]["negative_scores"][0] = 0.9  # given by the source: above 0.95 x 0.9
+    found[1]["negative_scores"][0] = 0.9  # above 0.95 x 0.9: no ceiling holds for what is given
+    found[1]["given_negatives"] = 1
     build(str(tmp_path), queries, documents, found)
     path = tmp_path / "steps" / "mine" / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["config"]["margin"] = 0.95
+    manifest["config"]["rules"] = Rules(margin=0.95).record()
     path.write_text(json.dumps(manifest))
     (row, *_) = find_query(str(tmp_path / "mix"), queries[1]["query_id"])
     assert row["ceiling"] == pytest.approx(0.855)
-    assert row["negatives"][0]["why"] == "given by its source: above the ceiling 0.8550"
-    assert {d["why"] for d in row["negatives"][1:]} == {"at most the ceiling 0.8550"}
-    assert "at most the ceiling 0.8550" in show(row)
+    assert row["negatives"][0]["why"] == "given by its source"
+    assert {d["why"] for d in row["negatives"][1:]} == {"mined: the ceiling is 0.8550"}
+    assert "mined: the ceiling is 0.8550" in show(row)
     with pytest.raises(UserError, match="no row of"):
         find_query(str(tmp_path / "mix"), "0" * 32)

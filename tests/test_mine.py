@@ -378,7 +378,7 @@ def test_rows_without_text_or_positives_are_set_aside(tmp_path, minilm):
     assert (result["queries"], result["documents"], result["quarantined"]) == (40, 40, 3)
 
 
-def text_steps(encoder, *, actors=1):
+def text_steps(encoder, *, actors=1, **options):
     """Queries and documents in shards of 8 rows, so that mining has many units."""
     asked, docs = text_rows()
     documents = [document(f"{d['doc_id']:02d}", 0, text=d["text"]) for d in docs]
@@ -387,7 +387,7 @@ def text_steps(encoder, *, actors=1):
     ]
     write = partial(write_tables, queries=queries, documents=documents, rows_per_shard=8)
     deduped = Step(name="deduped", version=1, config={}, inputs={}, work=write)
-    return [deduped, mine_negatives(deduped, encoder=encoder, actors=actors, threads=1)]
+    return [deduped, mine_negatives(deduped, encoder=encoder, actors=actors, threads=1, **options)]
 
 
 def shard_digests(output):
@@ -400,7 +400,8 @@ def test_same_bytes_on_any_number_of_workers_though_one_dies(tmp_path, minilm, r
     run_steps(text_steps(minilm), str(tmp_path / "local"), executor="local")
     output = tmp_path / "two"
     with killing_an_actor(after=output / "steps" / "mine" / "commits") as killed:
-        run_steps(text_steps(minilm, actors=2), str(output), executor="ray")
+        steps = text_steps(minilm, actors=2, documents_per_unit=16)
+        run_steps(steps, str(output), executor="ray")
     assert killed
     digests = shard_digests(tmp_path / "local")
     assert len(digests) == 20  # vectors, mined rows and their counts, five shards each

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datagen.schema import UserError
 from datagen.topk import Excluded, dot, top_k
 
 
@@ -68,9 +69,9 @@ def test_fewer_documents_than_asked_leaves_minus_one():
 def test_scores_that_are_not_numbers_are_refused():
     broken = unit_vectors(3, 4, 1)
     broken[1, 2] = np.nan
-    with pytest.raises(ValueError, match="unit length"):
+    with pytest.raises(UserError, match="unit length"):
         top_k(unit_vectors(2, 4, 0), broken, k=1)
-    with pytest.raises(ValueError, match="unit length"):
+    with pytest.raises(UserError, match="unit length"):
         top_k(broken, unit_vectors(2, 4, 0), k=1)
 
 
@@ -95,7 +96,7 @@ def test_equal_scores_go_to_the_smaller_row_however_many_there_are():
 
 
 def test_vectors_that_are_not_of_unit_length_are_refused():
-    with pytest.raises(ValueError, match="unit length"):
+    with pytest.raises(UserError, match="unit length"):
         top_k(2 * unit_vectors(2, 4, 0), unit_vectors(3, 4, 1), k=1)
 
 
@@ -108,10 +109,18 @@ def test_vectors_that_are_not_of_unit_length_are_refused():
     seed=st.integers(0, 10_000),
     blocks=st.tuples(st.integers(1, 7), st.sampled_from([1, 5, 64, 1000])),
     ceiling=st.floats(-0.9, 1.1),
-    kind=st.sampled_from([(np.float16, False), (np.float16, True), (np.float32, False)]),
+    kind=st.sampled_from(
+        [
+            (np.float16, "float32"),
+            (np.float16, "float16"),
+            (np.float16, "bfloat16"),
+            (np.float32, "float32"),
+            (np.float32, "bfloat16"),
+        ]
+    ),
 )
 def test_equals_brute_force(queries, documents, copies, k, seed, blocks, ceiling, kind):
-    dtype, half = kind
+    dtype, precision = kind
     left = unit_vectors(queries, 6, seed, dtype=dtype)
     right = np.repeat(unit_vectors(documents, 6, seed + 1, dtype=dtype), copies, axis=0)
     draw = np.random.default_rng(seed)
@@ -123,7 +132,7 @@ def test_equals_brute_force(queries, documents, copies, k, seed, blocks, ceiling
         k=k,
         ceilings=ceilings,
         excluded=Excluded.of(pairs[:, 0], pairs[:, 1]),
-        half=half,
+        precision=precision,
         query_block=blocks[0],
         document_block=blocks[1],
     )
@@ -137,7 +146,7 @@ def test_a_large_pool_in_any_blocks_gives_the_same_bits():
         top_k(left, right, k=24, query_block=q, document_block=d)
         for q, d in ((50, 9000), (16, 4096), (7, 640))
     ]
-    results.append(top_k(left, right, k=24, half=True))  # what a GPU does
+    results.append(top_k(left, right, k=24, precision="float16"))  # what a GPU does
     reference = brute_force(left, right, 24, np.full(50, np.inf), set())
     for result in results:
         assert as_lists(result) == reference

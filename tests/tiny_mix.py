@@ -41,6 +41,7 @@ def row(
         "instruction": INSTRUCTIONS[task], "query": query,
         "positives": list(positives), "positive_scores": [0.9] * len(positives),
         "negatives": list(negatives), "negative_scores": [0.5] * len(negatives),
+        "given_negatives": 0,
         "in_batch": task == "retrieval", "symmetric": symmetric, "licence": None,
         "provenance": None,
     }  # fmt: skip
