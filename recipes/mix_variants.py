@@ -1,0 +1,274 @@
+"""Mixes made of the rows of a finished one: what an ablation changes in the data, as data.
+
+A variant is a folder with the documents of the mix (linked, not copied, so that row numbers stay)
+and some rows of one stage; it has a manifest, a ledger that says why each row is not there, and
+passes `datagen verify`. Rows are taken by seeded keys of their ids: more rows contain fewer.
+
+A stricter margin keeps the negatives whose stored score is low enough. They lie best first, so
+what is left of a row begins with what mining under that margin would have found; rows that it
+leaves too few are dropped. Random negatives are drawn from the documents of the source of the
+row's positive, in its language where there are enough, never from the cluster of a positive, and
+scored by an encoder. Cost: one pass over the rows of a stage.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datagen.document_table import link
+from datagen.mining_rules import LABELLED, generator, percent_of_positive
+from datagen.mix_ids import id_numbers, seeded_keys
+from datagen.mix_shards import take_ordered
+from datagen.overview import LEDGER, ledger_of
+from datagen.schema import MIX_ROW, UserError, format_document
+from datagen.steps import Context, LedgerRow, Step, run_step
+from datagen.store import Folder, read_manifest, read_table
+
+REASONS = ("too_few_negatives", "synthetic_not_taken", "over_budget")
+ROWS_PER_SHARD = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixRules:
+    """What a variant takes. `None` leaves rows or negatives as they are."""
+
+    public_rows: int | None = None  # at most
+    synthetic: tuple[tuple[str, str, int], ...] | None = None  # LLM, task, rows; () takes none
+    margin: float | None = None  # of negatives, as a share of the lowest positive's score
+    enough_at: float | None = None  # rows must have their negatives at this margin too
+    random_negatives: bool = False  # in place of the mined ones
+
+
+def derive(
+    mix: str,
+    output: str,
+    *,
+    name: str,
+    rules: MixRules,
+    stage: str = "finetune",
+    negatives: int = 4,
+    encoder: str | None = None,
+    seed: int = 0,
+) -> str:
+    """Write the variant to `output/name` and return that folder; at once when it is there.
+
+    `encoder` (a model folder) scores random negatives.
+    """
+    told = {s["name"]: s for s in read_manifest(Folder(mix)).config.get("stages", [])}
+    if stage not in told:
+        raise UserError(
+            found=f"{mix} has the stages {', '.join(told) or 'none'}",
+            expected=f"the stage {stage}",
+            do="name a finished mix that has it",
+            exit_status=2,
+        )
+    config = {
+        "stages": [{**told[stage], "negatives": negatives, "task_negatives": {}}],
+        "rules": asdict(rules),
+        "seed": seed,
+    }
+    if rules.random_negatives:
+        from datagen.encode import inspect_encoder
+
+        config["encoder"] = inspect_encoder(encoder or "").digest
+
+    def work(context: Context) -> None:
+        _work(context, encoder)
+
+    step = Step(name="variant", version=1, config=config, inputs={}, work=work, folder=name)
+    manifest = run_step(step, Folder(output), {"mix": Folder(mix)}, executor="local")
+    place = Folder(output).folder(name)
+    place.write_json(LEDGER, ledger_of([manifest]))
+    return place.uri
+
+
+def _work(context: Context, encoder: str | None) -> None:
+    source, stage = context.inputs["mix"], context.config["stages"][0]
+    rules = MixRules(**context.config["rules"])
+    for shard in read_manifest(source).table("documents"):
+        link(source, context.folder, shard)
+        context.shards.append(shard)
+    table = read_table(source, stage["name"])
+    reason = _reasons(table, rules, needed=stage["negatives"], seed=context.config["seed"])
+    context.ledger += _ledger(table["source"], reason)
+    rows = take_ordered(table, np.flatnonzero(reason == 0)).combine_chunks()
+    if not len(rows):
+        raise UserError(
+            found=f"no row of {stage['name']} is left under {rules}",
+            expected="at least one",
+            do="ask for more rows, or a margin that leaves them their negatives",
+        )
+    if rules.margin is not None:
+        rows = _with_negatives(rows, *_cut(rows, rules.margin))
+    if rules.random_negatives:
+        drawn = _Drawn(read_table(source, "documents"), rows, count=stage["negatives"])
+        rows = drawn.scored(encoder or "", seed=context.config["seed"])
+    public = pc.equal(rows["origin"], "public")
+    for mask in (public, pc.invert(public)):  # no shard holds both
+        part = rows.filter(mask)
+        context.write(stage["name"], part, MIX_ROW, rows_per_shard=ROWS_PER_SHARD)
+    context.facts["blocks"] = {stage["name"]: _blocks(rows)}
+
+
+def _reasons(table: pa.Table, rules: MixRules, *, needed: int, seed: int) -> np.ndarray:
+    """For each row 0, or 1 + the number of the reason why it is not taken."""
+    reason = np.zeros(len(table), np.int8)
+    margins = [m for m in (rules.margin, rules.enough_at) if m is not None]
+    left = _allowed(table, min(margins))[1] if margins else _lengths(table["negatives"])
+    reason[left < needed] = 1
+    ids = np.concatenate([id_numbers(chunk) for chunk in table["query_id"].chunks])
+    keys = seeded_keys(ids, seed=seed, purpose="ablation")
+    public = pc.equal(table["origin"], "public").to_numpy(zero_copy_only=False)
+    if rules.synthetic is not None:
+        llms = pc.fill_null(pc.struct_field(table["provenance"], "llm"), "").to_numpy()
+        tasks, taken = table["task"].to_numpy(), public.copy()
+        for llm, task, count in rules.synthetic:
+            written = ~public & (llms == llm) & (tasks == task) & (reason == 0)
+            taken[_smallest(written, keys, count)] = True
+        reason[~taken & (reason == 0)] = 2
+    if rules.public_rows is not None:
+        fits = public & (reason == 0)
+        fits[_smallest(fits, keys, rules.public_rows)] = False
+        reason[fits] = 3
+    return reason
+
+
+def _smallest(mask: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+    """Row numbers of the `count` smallest keys under the mask."""
+    rows = np.flatnonzero(mask)
+    return rows[np.argsort(keys[rows], kind="stable")[:count]]
+
+
+def _lengths(lists: pa.ChunkedArray) -> np.ndarray:
+    return pc.list_value_length(lists).to_numpy()
+
+
+def _allowed(table: pa.Table, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """(which of all negatives one after the other the margin allows, how many of each row).
+
+    Labels are wrong at any score.
+    """
+    counts = _lengths(table["negatives"])
+    rows = np.repeat(np.arange(len(counts)), counts)
+    firsts = np.concatenate([[0], np.cumsum(_lengths(table["positive_scores"]))[:-1]])
+    lowest = np.minimum.reduceat(pc.list_flatten(table["positive_scores"]).to_numpy(), firsts)
+    ceilings = percent_of_positive(lowest, margin)
+    labelled = pc.is_in(table["task"], pa.array(sorted(LABELLED))).to_numpy(zero_copy_only=False)
+    scores = pc.list_flatten(table["negative_scores"]).to_numpy()
+    allowed = (scores <= ceilings[rows]) | labelled[rows]
+    return allowed, np.bincount(rows[allowed], minlength=len(counts))
+
+
+def _cut(rows: pa.Table, margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(negatives, scores, how many of each row) under a margin."""
+    allowed, counts = _allowed(rows, margin)
+    flat = (pc.list_flatten(rows[c]).to_numpy() for c in ("negatives", "negative_scores"))
+    numbers, scores = (values[allowed] for values in flat)
+    return numbers, scores, counts
+
+
+def _with_negatives(
+    rows: pa.Table, numbers: np.ndarray, scores: np.ndarray, counts: np.ndarray
+) -> pa.Table:
+    ends = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    for name, values in (("negatives", numbers), ("negative_scores", scores)):
+        field = MIX_ROW.field(name)
+        lists = pa.ListArray.from_arrays(ends, pa.array(values, field.type.value_type))
+        rows = rows.set_column(rows.schema.get_field_index(name), field, lists)
+    return rows
+
+
+class _Drawn:
+    """Rows with negatives that nobody searched for."""
+
+    def __init__(self, documents: pa.Table, rows: pa.Table, *, count: int):
+        self.documents, self.rows, self.count = documents, rows, count
+        columns = pl.DataFrame(documents.select(["source", "language", "cluster"]))
+        self.clusters = columns["cluster"].to_numpy()
+        self.place = columns.select("source", "language").rows()
+        numbered = columns.with_row_index("row")
+        self.pools: dict[Any, np.ndarray] = {}
+        for keys in (["source"], ["source", "language"]):
+            for key, part in numbered.partition_by(keys, as_dict=True).items():
+                self.pools[key] = part["row"].to_numpy()
+
+    def scored(self, encoder: str, *, seed: int) -> pa.Table:
+        """The rows with drawn negatives, best score first."""
+        from datagen.encode import Encoder, inspect_encoder
+
+        keys, positives = (self.rows[c].to_pylist() for c in ("query_id", "positives"))
+        drawn = [self._draw(k, p, seed) for k, p in zip(keys, positives, strict=True)]
+        prompts, model = inspect_encoder(encoder).prompts, Encoder(encoder, dtype="bfloat16")
+        numbers = np.unique(np.concatenate(drawn))
+        some = take_ordered(self.documents.select(["title", "text"]), numbers).to_pylist()
+        texts = [format_document(row["title"], row["text"]) for row in some]
+        asked = self.rows["query"].to_pylist()
+        documents = model.encode(texts, prompt=prompts.get("document", ""), stored="float32")
+        queries = model.encode(asked, prompt=prompts.get("query", ""), stored="float32")
+        lists, scores = [], []
+        for query, own in zip(queries, drawn, strict=True):
+            found = documents[np.searchsorted(numbers, own)] @ query
+            order = np.argsort(-found, kind="stable")
+            lists.append(own[order])
+            scores.append(found[order])
+        counts = np.array([len(own) for own in lists])
+        return _with_negatives(self.rows, np.concatenate(lists), np.concatenate(scores), counts)
+
+    def _draw(self, query_id: str, positives: list[int], seed: int) -> np.ndarray:
+        source, language = self.place[positives[0]]
+        own = self.clusters[positives]
+        for key in ((source, language), (source,)):
+            pool = self.pools[key]
+            free = pool[~np.isin(self.clusters[pool], own)]
+            if len(free) >= self.count:
+                return generator(query_id, seed).choice(free, self.count, replace=False)
+        raise UserError(
+            found=f"source {source!r} has {len(free)} documents beside the positives of a query",
+            expected=f"at least {self.count} to draw from",
+            do="leave out the comparison with random negatives",
+        )
+
+
+def _blocks(rows: pa.Table) -> list[dict[str, Any]]:
+    """The runs of one origin, task and source, in their order."""
+    names = ["origin", "task", "source"]
+    frame = pl.DataFrame(rows.select(names))
+    runs = frame.with_columns(run=pl.struct(names).rle_id()).group_by("run", maintain_order=True)
+    counted = runs.agg(*(pl.col(n).first() for n in names), pl.len().alias("rows"))
+    return counted.drop("run").to_dicts()
+
+
+def _ledger(sources: pa.ChunkedArray, reason: np.ndarray) -> list[LedgerRow]:
+    frame = pl.DataFrame({"source": pl.from_arrow(sources), "reason": reason})
+    rows = []
+    for (source,), part in frame.partition_by("source", as_dict=True).items():
+        counts: Mapping[int, int] = dict(part["reason"].value_counts().rows())
+        dropped = {name: counts[i] for i, name in enumerate(REASONS, 1) if i in counts}
+        kept = counts.get(0, 0)
+        rows.append(
+            LedgerRow(
+                source=str(source), rows_in=len(part), kept=kept, dropped=dropped, unit="queries"
+            )
+        )
+    return rows
+
+
+def llm_rows(mix: str, *, stage: str = "finetune") -> dict[str, dict[str, int]]:
+    """Synthetic rows of each LLM by task."""
+    table = read_table(Folder(mix), stage, ["origin", "task", "provenance"])
+    frame = pl.DataFrame(
+        {
+            "task": pl.from_arrow(table["task"]),
+            "llm": pl.from_arrow(pc.struct_field(table["provenance"].combine_chunks(), "llm")),
+        }
+    )
+    counted = frame.drop_nulls().group_by("llm", "task").len().sort("llm", "task")
+    found: dict[str, dict[str, int]] = {}
+    for llm, task, count in counted.rows():
+        found.setdefault(llm, {})[task] = count
+    return found
