@@ -12,8 +12,6 @@ run is a Ray task. Writes OUTPUT/ablations.md.
 """
 
 import argparse
-import gc
-import json
 import logging
 import os
 import sys
@@ -31,86 +29,15 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from datagen.packaged import resolve_model
 from datagen.schema import UserError
-from datagen.steps import start_ray, versions
-from recipes.ablation_scores import means, render, untrained
+from datagen.steps import versions
+from recipes.ablation_runs import Job, score_all
+from recipes.ablation_scores import render, untrained
 from recipes.ablations import BASELINE, TABLES, Variant, table_of, variants
 from recipes.mix_variants import derive, llm_rows
-from trainer.evaluate import evaluate
-from trainer.merge import merge
 from trainer.tasks import find_tasks, load_task
-from trainer.train import StageConfig, TrainConfig, model_digest, refuse_drift, train
+from trainer.train import StageConfig, TrainConfig
 
-log = logging.getLogger("embedmix")
-
-RESULT = "result.json"
 Scores = dict[str, dict[int, dict[str, float]]]  # variant -> seed -> means
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One model to score: a run to train first, models to merge first, or one that is there."""
-
-    output: str
-    tasks: tuple[str, ...]
-    train: TrainConfig | None = None
-    merge: tuple[str, ...] = ()
-    keep: bool = False  # the weights
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the scores."""
-        tasks = {"tasks": [load_task(folder).digest for folder in self.tasks]}
-        if self.train is not None:
-            return {**self.train.identity(), **tasks}
-        return {"models": [model_digest(m) for m in self.merge or (self.output,)], **tasks}
-
-
-def score(job: Job, *, place: str) -> list[dict[str, Any]]:
-    """The scores of a job, kept in `place`/result.json; UserError where that is of another one."""
-    identity, record = job.identity(), Path(place) / RESULT
-    if record.is_file():
-        known = json.loads(record.read_text())
-        refuse_drift(record.parent, known["identity"], identity)
-        return known["tasks"]
-    if job.train is not None:
-        train(job.train)
-    elif job.merge:
-        merge(job.merge, job.output)
-    found = evaluate(job.output, list(job.tasks), f"{place}/scores")["tasks"]
-    tasks = [{key: task[key] for key in ("task", "type", "main_score")} for task in found]
-    text = json.dumps({"identity": identity, "tasks": tasks}, indent=1, ensure_ascii=False)
-    record.write_text(text + "\n")
-    if not job.keep:
-        for file in Path(job.output).rglob("*.safetensors"):
-            file.unlink()
-    return tasks
-
-
-def _score(job: Job, place: str) -> dict[str, Any]:
-    """`score` with a user's mistake as data: Ray would wrap it in three tracebacks."""
-    try:
-        return {"tasks": score(job, place=place)}
-    except UserError as error:
-        return {"user_error": error.fields()}
-
-
-def score_all(jobs: Mapping[Any, tuple[Job, str]], *, cpus: float, gpus: float) -> dict[Any, dict]:
-    """Means of every job: Ray tasks in a Ray job, else one after the other in this process."""
-    if "RAY_ADDRESS" in os.environ:
-        import ray
-
-        start_ray()
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(_score)
-        found = ray.get([remote.remote(*job) for job in jobs.values()])
-    else:
-        found = []
-        for number, (key, job) in enumerate(jobs.items(), 1):
-            log.info("[%d/%d] %s", number, len(jobs), key)
-            found.append(_score(*job))
-            gc.collect()  # model and optimiser refer to each other: three runs held 5 GB
-    for answer in found:
-        if "user_error" in answer:
-            raise UserError(**answer["user_error"])
-    return {key: means(answer["tasks"]) for key, answer in zip(jobs, found, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +60,6 @@ class Ablation:
                 jobs[name, seed] = (self._job(name, mixes[name], place, seed), place)
         base = Job(output=given.base, tasks=self.tasks, keep=True)
         jobs["base", 0] = (base, str(self.output / "base"))
-        (self.output / "base").mkdir(parents=True, exist_ok=True)
         found = score_all(jobs, cpus=given.cpus, gpus=given.gpus)
         scores: Scores = {}
         for (name, seed), one in found.items():
@@ -212,8 +138,7 @@ class Ablation:
 
     def _page(self, scores: Scores) -> str:
         given = self.arguments
-        trained = next(name for name in (BASELINE, *scores) if name in scores)
-        beside, lift = untrained(scores["base"][0], scores[trained])
+        beside, lift = untrained(scores["base"][0], scores[BASELINE])
         names = ", ".join(load_task(folder).name for folder in self.tasks)
         found = {**versions(), "cores": len(os.sched_getaffinity(0))}
         about = [

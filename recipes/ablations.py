@@ -37,6 +37,13 @@ def variants(
     if "attention" in tables:
         found["causal"] = Variant(rules=public, options={"causal": True})
     if "synthetic" in tables or "llms" in tables:
+        if not llms:
+            raise UserError(
+                found="no synthetic rows in the mix",
+                expected="rows that LLMs wrote",
+                do="leave out the tables llms and synthetic, or name another mix",
+                exit_status=2,
+            )
         found["no-synthetic"] = Variant(rules=MixRules(public_rows=rows, synthetic=()))
     if "llms" in tables:
         for name, shares in equal_shares(llms).items():
@@ -58,6 +65,7 @@ def equal_shares(llms: Mapping[str, Mapping[str, int]]) -> dict[str, tuple]:
             found=f"synthetic rows of {len(llms)} LLMs",
             expected="at least two LLMs to compare",
             do="leave out the table llms, or name a mix that several LLMs wrote for",
+            exit_status=2,
         )
     tasks = sorted(set.intersection(*(set(rows) for rows in llms.values())))
     most = {task: min(rows[task] for rows in llms.values()) for task in tasks}

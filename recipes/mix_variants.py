@@ -6,9 +6,7 @@ passes `datagen verify`. Rows are taken by seeded keys of their ids: more rows c
 
 A stricter margin keeps the negatives whose stored score is low enough. They lie best first, so
 what is left of a row begins with what mining under that margin would have found; rows that it
-leaves too few are dropped. Random negatives are drawn from the documents of the source of the
-row's positive, in its language where there are enough, never from the cluster of a positive, and
-scored by an encoder. Cost: one pass over the rows of a stage.
+leaves too few are dropped. Cost: one pass over the rows of a stage.
 """
 
 from collections.abc import Mapping
@@ -21,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datagen.document_table import link
-from datagen.mining_rules import LABELLED, generator, percent_of_positive
+from datagen.mining_rules import LABELLED, percent_of_positive
 from datagen.mix_ids import id_numbers, seeded_keys
 from datagen.mix_shards import take_ordered
 from datagen.overview import LEDGER, ledger_of
-from datagen.schema import MIX_ROW, UserError, format_document
+from datagen.schema import MIX_ROW, UserError
 from datagen.steps import Context, LedgerRow, Step, run_step
 from datagen.store import Folder, read_manifest, read_table
+from recipes.random_negatives import RandomNegatives, with_negatives
 
 REASONS = ("too_few_negatives", "synthetic_not_taken", "over_budget")
 ROWS_PER_SHARD = 65_536
@@ -104,9 +103,10 @@ def _work(context: Context, encoder: str | None) -> None:
             do="ask for more rows, or a margin that leaves them their negatives",
         )
     if rules.margin is not None:
-        rows = _with_negatives(rows, *_cut(rows, rules.margin))
+        rows = with_negatives(rows, *_cut(rows, rules.margin))
     if rules.random_negatives:
-        drawn = _Drawn(read_table(source, "documents"), rows, count=stage["negatives"])
+        documents = read_table(source, "documents")
+        drawn = RandomNegatives(documents, rows, count=stage["negatives"])
         rows = drawn.scored(encoder or "", seed=context.config["seed"])
     public = pc.equal(rows["origin"], "public")
     for mask in (public, pc.invert(public)):  # no shard holds both
@@ -170,68 +170,6 @@ def _cut(rows: pa.Table, margin: float) -> tuple[np.ndarray, np.ndarray, np.ndar
     flat = (pc.list_flatten(rows[c]).to_numpy() for c in ("negatives", "negative_scores"))
     numbers, scores = (values[allowed] for values in flat)
     return numbers, scores, counts
-
-
-def _with_negatives(
-    rows: pa.Table, numbers: np.ndarray, scores: np.ndarray, counts: np.ndarray
-) -> pa.Table:
-    ends = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-    for name, values in (("negatives", numbers), ("negative_scores", scores)):
-        field = MIX_ROW.field(name)
-        lists = pa.ListArray.from_arrays(ends, pa.array(values, field.type.value_type))
-        rows = rows.set_column(rows.schema.get_field_index(name), field, lists)
-    return rows
-
-
-class _Drawn:
-    """Rows with negatives that nobody searched for."""
-
-    def __init__(self, documents: pa.Table, rows: pa.Table, *, count: int):
-        self.documents, self.rows, self.count = documents, rows, count
-        columns = pl.DataFrame(documents.select(["source", "language", "cluster"]))
-        self.clusters = columns["cluster"].to_numpy()
-        self.place = columns.select("source", "language").rows()
-        numbered = columns.with_row_index("row")
-        self.pools: dict[Any, np.ndarray] = {}
-        for keys in (["source"], ["source", "language"]):
-            for key, part in numbered.partition_by(keys, as_dict=True).items():
-                self.pools[key] = part["row"].to_numpy()
-
-    def scored(self, encoder: str, *, seed: int) -> pa.Table:
-        """The rows with drawn negatives, best score first."""
-        from datagen.encode import Encoder, inspect_encoder
-
-        keys, positives = (self.rows[c].to_pylist() for c in ("query_id", "positives"))
-        drawn = [self._draw(k, p, seed) for k, p in zip(keys, positives, strict=True)]
-        prompts, model = inspect_encoder(encoder).prompts, Encoder(encoder, dtype="bfloat16")
-        numbers = np.unique(np.concatenate(drawn))
-        some = take_ordered(self.documents.select(["title", "text"]), numbers).to_pylist()
-        texts = [format_document(row["title"], row["text"]) for row in some]
-        asked = self.rows["query"].to_pylist()
-        documents = model.encode(texts, prompt=prompts.get("document", ""), stored="float32")
-        queries = model.encode(asked, prompt=prompts.get("query", ""), stored="float32")
-        lists, scores = [], []
-        for query, own in zip(queries, drawn, strict=True):
-            found = documents[np.searchsorted(numbers, own)] @ query
-            order = np.argsort(-found, kind="stable")
-            lists.append(own[order])
-            scores.append(found[order])
-        counts = np.array([len(own) for own in lists])
-        return _with_negatives(self.rows, np.concatenate(lists), np.concatenate(scores), counts)
-
-    def _draw(self, query_id: str, positives: list[int], seed: int) -> np.ndarray:
-        source, language = self.place[positives[0]]
-        own = self.clusters[positives]
-        for key in ((source, language), (source,)):
-            pool = self.pools[key]
-            free = pool[~np.isin(self.clusters[pool], own)]
-            if len(free) >= self.count:
-                return generator(query_id, seed).choice(free, self.count, replace=False)
-        raise UserError(
-            found=f"source {source!r} has {len(free)} documents beside the positives of a query",
-            expected=f"at least {self.count} to draw from",
-            do="leave out the comparison with random negatives",
-        )
 
 
 def _blocks(rows: pa.Table) -> list[dict[str, Any]]:
