@@ -12,6 +12,7 @@ run is a Ray task. Writes OUTPUT/ablations.md.
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from datagen.packaged import resolve_model
 from datagen.schema import UserError
 from datagen.steps import versions
+from datagen.store import Folder, read_manifest
 from recipes.ablation_runs import Job, score_all
 from recipes.ablation_scores import render, untrained
 from recipes.ablations import BASELINE, TABLES, Variant, table_of, variants
@@ -151,12 +153,24 @@ class Ablation:
             f"{len(self.tasks)} tasks ({names}). ± is half of the 95 % confidence interval over "
             "seeds; differences are paired by seed; * marks those whose interval excludes 0, "
             "without correction for the number of comparisons.",
+            f"Base: {_shape(given.base)}. Mix: {_size(given.mix)}.",
             "Versions: " + ", ".join(f"{key} {value}" for key, value in found.items()) + ".",
             f"## Training\n\n{beside}\n\nTraining lifts the mean of tasks by "
             f"{lift.text(signed=True)}.",
         ]
         tables = [render(table_of(name, self.variants), scores) for name in given.tables]
         return "\n\n".join([*about, *tables]) + "\n"
+
+
+def _shape(model: str) -> str:
+    config = json.loads((Path(model) / "config.json").read_text())
+    return f"{config['num_hidden_layers']} layers of {config['hidden_size']}, untrained as encoder"
+
+
+def _size(mix: str) -> str:
+    manifest = read_manifest(Folder(mix))
+    rows = f"{manifest.rows('finetune'):,} rows, {manifest.rows('documents'):,} documents"
+    return f"{rows}, digest {manifest.digest[:12]}"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from datagen.schema import UserError
 from datagen.store import Folder, read_manifest, read_table
 from datagen.verify import verify_mix
 from recipes.ablate import main
+from recipes.ablation_runs import Job, score_all
 from recipes.ablation_scores import Interval, Line, Table, interval, means, paired, render
 from recipes.ablations import TABLES, equal_shares, table_of, variants
 from recipes.mix_variants import MixRules, derive, llm_rows
@@ -139,14 +140,37 @@ def sts_task(folder: Path) -> str:
 
 
 @pytest.mark.slow
+def test_in_a_ray_job_each_run_is_a_task(ray_session, tmp_path, monkeypatch):
+    """Here of a model whose scores are known, and of one whose record is of other tasks."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # the session's
+    model = tiny_export(tmp_path / "model")
+    jobs, record = {}, tmp_path / "result.json"
+    for name, seed in (("sts", 1), ("other", 2)):
+        jobs[seed] = (Job(output=model, tasks=(sts_task(tmp_path / name),)), str(tmp_path))
+    known = {"task": "sts", "type": "sts", "main_score": 0.25}
+    record.write_text(json.dumps({"identity": jobs[1][0].identity(), "tasks": [known]}))
+    found = score_all({1: jobs[1]}, cpus=1, gpus=0)
+    assert found == {1: {"tasks": 25.0, "types": 25.0, "sts": 25.0}}
+    with pytest.raises(UserError, match="trained with another configuration: tasks was"):
+        score_all(jobs, cpus=1, gpus=0)
+
+
+def test_numbers_below_one_are_a_usage_error(tmp_path, capsys):
+    places = ["--mix", "m", "--base", "b", "--tasks", "t", "--output", str(tmp_path / "out")]
+    assert main([*places, "--seeds", "0"]) == 2
+    assert "expected: numbers of at least 1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_runs_are_made_once_and_merged(mix, tmp_path, capsys):
     base, output = tiny_export(tmp_path / "base"), tmp_path / "out"
     command = ["--mix", mix, "--base", base, "--tasks", sts_task(tmp_path / "sts")]
     command += ["--output", str(output), "--encoder", base, "--seeds", "2", "--threads", "1"]
-    command += ["--batch-size", "8", "--tables", "merging", "negatives", "attention"]
+    command += ["--batch-size", "8", "--tables", "merging", "negatives"]
     assert main([*command, "--steps", "2"]) == 0
     page = capsys.readouterr().out
-    for line in ("## Merging", "| all runs, merged | 1 |", "| causal | 2 |", "| random, of"):
+    for line in ("## Merging", "| all runs, merged | 1 |", "| random, of", "2 layers of 32"):
         assert line in page
     assert (output / "ablations.md").read_text() in page
     drawn = str(output / "mixes" / "random-negatives")
@@ -156,11 +180,9 @@ def test_runs_are_made_once_and_merged(mix, tmp_path, capsys):
         assert row["negative_scores"] == sorted(row["negative_scores"], reverse=True)
     kept = sorted(p.parent.relative_to(output).as_posix() for p in output.rglob("*.safetensors"))
     assert kept == ["merged/1-2", "runs/baseline/seed-1", "runs/baseline/seed-2"]
-    record = json.loads((output / "runs/causal/seed-2/result.json").read_text())
-    assert record["identity"]["causal"] is True
 
     times = {p: p.stat().st_mtime_ns for p in output.rglob("result.json")}
-    assert len(times) == 8
+    assert len(times) == 6
     assert main([*command, "--steps", "2"]) == 0, "nothing is run again"
     assert times == {p: p.stat().st_mtime_ns for p in output.rglob("result.json")}
     assert main([*command, "--steps", "2", "--learning-rate", "0.5"]) == 1
