@@ -15,10 +15,12 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from functools import cached_property
+from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,9 +35,9 @@ from datagen.schema import UserError
 from datagen.steps import versions
 from datagen.store import Folder, read_manifest
 from recipes.ablation_runs import Job, score_all
-from recipes.ablation_scores import render, untrained
+from recipes.ablation_scores import lifted, render
 from recipes.ablations import BASELINE, TABLES, Variant, table_of, variants
-from recipes.mix_variants import derive, llm_rows
+from recipes.mix_variants import MixRules, derive, llm_rows
 from trainer.tasks import find_tasks, load_task
 from trainer.train import StageConfig, TrainConfig
 
@@ -44,29 +46,46 @@ Scores = dict[str, dict[int, dict[str, float]]]  # variant -> seed -> means
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """All that the command was asked for."""
+    """All that the command is asked for; `told` is the command itself."""
 
-    arguments: argparse.Namespace
+    mix: str
+    base: str
     tasks: tuple[str, ...]
-    variants: Mapping[str, Variant]
     output: Path
+    told: str
+    tables: tuple[str, ...] = TABLES
+    encoder: str = "all-minilm-l6-v2"
+    seeds: int = 3
+    steps: int = 64
+    batch_size: int = 32
+    negatives: int = 4
+    learning_rate: float = 2e-4
+    max_length: int = 64
+    threads: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return self.steps * self.batch_size
+
+    @cached_property
+    def variants(self) -> dict[str, Variant]:
+        return variants(self.tables, rows=self.rows, llms=llm_rows(self.mix))
 
     def run(self) -> str:
         """Derive the mixes, run what is missing, and give the page as Markdown."""
-        given = self.arguments
         mixes = self._mixes()
         jobs: dict[Any, tuple[Job, str]] = {}
-        for name in self.variants:
-            for seed in range(1, given.seeds + 1):
-                place = str(self.output / "runs" / name / f"seed-{seed}")
-                jobs[name, seed] = (self._job(name, mixes[name], place, seed), place)
-        base = Job(output=given.base, tasks=self.tasks, keep=True)
-        jobs["base", 0] = (base, str(self.output / "base"))
-        found = score_all(jobs, cpus=given.cpus, gpus=given.gpus)
+        for name, seed in product(self.variants, range(1, self.seeds + 1)):
+            place = str(self.output / "runs" / name / f"seed-{seed}")
+            jobs[name, seed] = (self._job(name, mixes[name], place, seed), place)
+        jobs["base", 0] = (Job(output=self.base, tasks=self.tasks), str(self.output / "base"))
+        found = score_all(jobs, cpus=self.cpus, gpus=self.gpus)
         scores: Scores = {}
         for (name, seed), one in found.items():
             scores.setdefault(name, {})[seed] = one
-        if "merging" in given.tables:
+        if "merging" in self.tables:
             scores |= self._merged(scores[BASELINE])
         return self._page(scores)
 
@@ -75,17 +94,17 @@ class Ablation:
         cache = os.environ.get("EMBEDMIX_CACHE", ".cache/embedmix")
         encoder = None
         if any(v.rules.random_negatives for v in self.variants.values()):
-            encoder, _ = resolve_model(self.arguments.encoder, cache)
-        names: dict[Any, str] = {}
+            encoder, _ = resolve_model(self.encoder, cache)
+        names: dict[MixRules, str] = {}
         for name, variant in self.variants.items():
             names.setdefault(variant.rules, name)
         made = {
             rules: derive(
-                self.arguments.mix,
+                self.mix,
                 str(self.output / "mixes"),
                 name=name,
                 rules=rules,
-                negatives=self.arguments.negatives,
+                negatives=self.negatives,
                 encoder=encoder,
             )
             for rules, name in names.items()
@@ -93,22 +112,21 @@ class Ablation:
         return {name: made[variant.rules] for name, variant in self.variants.items()}
 
     def _job(self, name: str, mix: str, place: str, seed: int) -> Job:
-        given = self.arguments
         stage = StageConfig(
             name="finetune",
-            negatives=given.negatives,
-            learning_rate=given.learning_rate,
-            batch_size=given.batch_size,
+            negatives=self.negatives,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
             warmup_steps=10,
-            max_length=given.max_length,
+            max_length=self.max_length,
         )
         config = TrainConfig(
             mix=mix,
-            base=given.base,
+            base=self.base,
             output=place,
             stages=(stage,),
             seed=seed,
-            threads=given.threads,
+            threads=self.threads,
             micro_tokens=4096,
             checkpoint_steps=1_000,
         )
@@ -124,8 +142,8 @@ class Ablation:
         for seeds in groups:
             place = str(self.output / "merged" / "-".join(map(str, seeds)))
             runs = tuple(str(self.output / "runs" / BASELINE / f"seed-{seed}") for seed in seeds)
-            jobs[seeds] = (Job(output=place, tasks=self.tasks, merge=runs, keep=True), place)
-        found = score_all(jobs, cpus=self.arguments.cpus, gpus=self.arguments.gpus)
+            jobs[seeds] = (Job(output=place, tasks=self.tasks, merge=runs), place)
+        found = score_all(jobs, cpus=self.cpus, gpus=self.gpus)
         best = max(single.values(), key=lambda run: run["tasks"])
         scores: Scores = {"best": {0: dict(best)}}
         for number, (seeds, merged) in enumerate(found.items(), 1):
@@ -139,38 +157,45 @@ class Ablation:
         return scores
 
     def _page(self, scores: Scores) -> str:
-        given = self.arguments
-        beside, lift = untrained(scores["base"][0], scores[BASELINE])
+        shape = json.loads((Path(self.base) / "config.json").read_text())
         names = ", ".join(load_task(folder).name for folder in self.tasks)
         found = {**versions(), "cores": len(os.sched_getaffinity(0))}
         about = [
             "# Ablations",
-            f"`{' '.join(['python', 'recipes/ablate.py', *given.told])}`",
-            f"One stage (finetune) of {given.steps * given.batch_size:,} public rows in batches of "
-            f"{given.batch_size} and the synthetic rows, {given.negatives} negatives, learning "
-            f"rate {given.learning_rate:g}, {given.max_length} tokens, {given.seeds} seeds. Seeds "
+            f"`{self.told}`",
+            f"One stage (finetune) of {self.rows:,} public rows in batches of "
+            f"{self.batch_size} and the synthetic rows, {self.negatives} negatives, learning "
+            f"rate {self.learning_rate:g}, {self.max_length} tokens, {self.seeds} seeds. Seeds "
             "change the order of batches, not the rows. Scores are main scores x 100 on "
             f"{len(self.tasks)} tasks ({names}). ± is half of the 95 % confidence interval over "
             "seeds; differences are paired by seed; * marks those whose interval excludes 0, "
             "without correction for the number of comparisons.",
-            f"Base: {_shape(given.base)}. Mix: {_size(given.mix)}.",
+            f"Base: {shape['num_hidden_layers']} layers of {shape['hidden_size']}, untrained as an "
+            f"encoder. Mix: {_size(self.mix)}.",
             "Versions: " + ", ".join(f"{key} {value}" for key, value in found.items()) + ".",
-            f"## Training\n\n{beside}\n\nTraining lifts the mean of tasks by "
-            f"{lift.text(signed=True)}.",
+            lifted(scores["base"][0], scores[BASELINE]),
         ]
-        tables = [render(table_of(name, self.variants), scores) for name in given.tables]
+        tables = [render(table_of(name, self.variants), scores) for name in self.tables]
         return "\n\n".join([*about, *tables]) + "\n"
-
-
-def _shape(model: str) -> str:
-    config = json.loads((Path(model) / "config.json").read_text())
-    return f"{config['num_hidden_layers']} layers of {config['hidden_size']}, untrained as encoder"
 
 
 def _size(mix: str) -> str:
     manifest = read_manifest(Folder(mix))
     rows = f"{manifest.rows('finetune'):,} rows, {manifest.rows('documents'):,} documents"
     return f"{rows}, digest {manifest.digest[:12]}"
+
+
+NUMBERS: dict[str, tuple[type, str]] = {
+    "seeds": (int, "runs of each variant"),
+    "steps": (int, "over public rows"),
+    "batch_size": (int, "rows"),
+    "negatives": (int, "per row"),
+    "learning_rate": (float, "peak"),
+    "max_length": (int, "tokens"),
+    "threads": (int, "of a run (one for each core)"),
+    "cpus": (float, "of a run that is a Ray task"),
+    "gpus": (float, "of a run that is a Ray task"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -184,51 +209,38 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--tables", nargs="+", choices=TABLES, default=list(TABLES), metavar="T", help="(all)"
     )
-    numbers: dict[str, tuple[type, Any, str]] = {
-        "seeds": (int, 3, "runs of each variant (3)"),
-        "steps": (int, 64, "over public rows (64)"),
-        "batch-size": (int, 32, "rows (32)"),
-        "negatives": (int, 4, "per row (4)"),
-        "learning-rate": (float, 2e-4, "peak (2e-4)"),
-        "max-length": (int, 64, "tokens (64)"),
-        "threads": (int, None, "of a run (one for each core)"),
-        "cpus": (float, 1.0, "of a run that is a Ray task (1)"),
-        "gpus": (float, 0.0, "of a run that is a Ray task (0)"),
-    }
-    for name, (kind, default, about) in numbers.items():
-        found.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=about)
+    for name, (kind, about) in NUMBERS.items():
+        default = getattr(Ablation, name)
+        told = about + (f" ({default:g})" if default is not None else "")
+        flag = f"--{name.replace('_', '-')}"
+        found.add_argument(flag, type=kind, default=default, metavar="N", help=told)
     found.add_argument(
-        "--encoder", default="all-minilm-l6-v2", metavar="M", help="scores random negatives"
+        "--encoder", default=Ablation.encoder, metavar="M", help="scores random negatives"
     )
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = parser().parse_args(argv)
-    given.told = sys.argv[1:] if argv is None else list(argv)
+    told = sys.argv[1:] if argv is None else list(argv)
+    given = vars(parser().parse_args(told))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     for name in ("mteb", "sentence_transformers", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        if min(given.seeds, given.steps, given.batch_size) < 1:
+        if min(given["seeds"], given["steps"], given["batch_size"]) < 1:
             raise UserError(
-                found=f"--seeds {given.seeds} --steps {given.steps}",
+                found=", ".join(f"{k} {given[k]}" for k in ("seeds", "steps", "batch_size")),
                 expected="numbers of at least 1",
                 do="mend these options",
                 exit_status=2,
             )
-        given.mix, given.base = (os.path.abspath(place) for place in (given.mix, given.base))
-        output = Path(given.output).absolute()
-        ablation = Ablation(
-            arguments=given,
-            tasks=tuple(find_tasks([os.path.abspath(place) for place in given.tasks])),
-            variants=variants(
-                given.tables, rows=given.steps * given.batch_size, llms=llm_rows(given.mix)
-            ),
-            output=output,
-        )
+        # Ray tasks run elsewhere than this process.
+        given |= {name: os.path.abspath(given[name]) for name in ("mix", "base")}
+        given |= {"output": Path(given["output"]).absolute(), "tables": tuple(given["tables"])}
+        given["tasks"] = tuple(find_tasks([os.path.abspath(place) for place in given["tasks"]]))
+        ablation = Ablation(**given, told=shlex.join(["python", "recipes/ablate.py", *told]))
         page = ablation.run()
-        (output / "ablations.md").write_text(page, encoding="utf-8")
+        (ablation.output / "ablations.md").write_text(page, encoding="utf-8")
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status

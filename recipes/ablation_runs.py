@@ -17,6 +17,7 @@ from typing import Any
 
 from datagen.schema import UserError
 from datagen.steps import start_ray
+from datagen.store import Folder
 from recipes.ablation_scores import means
 from trainer.evaluate import evaluate
 from trainer.merge import merge
@@ -36,7 +37,7 @@ class Job:
     tasks: tuple[str, ...]
     train: TrainConfig | None = None
     merge: tuple[str, ...] = ()
-    keep: bool = False  # the weights
+    keep: bool = False  # the weights of what was trained
 
     def identity(self) -> dict[str, Any]:
         """What decides the scores."""
@@ -65,9 +66,8 @@ def score(job: Job, *, place: str) -> list[dict[str, Any]]:
             expected="a number for every task",
             do="leave these tasks out",
         )
-    text = json.dumps({"identity": identity, "tasks": tasks}, indent=1, ensure_ascii=False)
-    record.write_text(text + "\n")
-    if not job.keep:
+    Folder(place).write_json(RESULT, {"identity": identity, "tasks": tasks})
+    if job.train is not None and not job.keep:
         for file in Path(job.output).rglob("*.safetensors"):
             file.unlink()
     return tasks
@@ -88,14 +88,14 @@ def score_all(jobs: Mapping[Any, tuple[Job, str]], *, cpus: float, gpus: float) 
 
         start_ray()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(_score)
-        found = ray.get([remote.remote(*job) for job in jobs.values()])
-    else:
-        found = []
-        for number, (key, job) in enumerate(jobs.items(), 1):
-            log.info("[%d/%d] %s", number, len(jobs), key)
-            found.append(_score(*job))
-            gc.collect()  # model and optimiser refer to each other: three runs held 5 GB
-    for answer in found:
-        if "user_error" in answer:
-            raise UserError(**answer["user_error"])
-    return {key: means(answer["tasks"]) for key, answer in zip(jobs, found, strict=True)}
+        answers = ray.get([remote.remote(*job) for job in jobs.values()])
+        for answer in answers:
+            if "user_error" in answer:
+                raise UserError(**answer["user_error"])
+        return {key: means(answer["tasks"]) for key, answer in zip(jobs, answers, strict=True)}
+    found = {}
+    for number, (key, (job, place)) in enumerate(jobs.items(), 1):
+        log.info("[%d/%d] %s", number, len(jobs), key)
+        found[key] = means(score(job, place=place))
+        gc.collect()  # model and optimiser refer to each other: three runs held 5 GB
+    return found

@@ -137,15 +137,13 @@ def _reading(found: Sequence[tuple[str, Interval]], first: str) -> str:
     return " ".join(parts)
 
 
-def untrained(
-    base: Mapping[str, float], trained: Mapping[int, Mapping[str, float]]
-) -> tuple[str, Interval]:
-    """Markdown lines of the base beside a variant, and how far training lifts it."""
+def lifted(base: Mapping[str, float], trained: Mapping[int, Mapping[str, float]]) -> str:
+    """A section of Markdown: the base beside a variant, and how far training lifts it."""
     names = list(base)
-    rows = [["", "mean of tasks", "mean of types", *names[2:]]]
-    rows += [["---", *["---:"] * (len(rows[0]) - 1)]]
-    rows += [["untrained base", *(f"{base[name]:.1f}" for name in names)]]
+    head = ["", "mean of tasks", "mean of types", *names[2:]]
     cells = [interval([run[name] for run in trained.values()]).text() for name in names]
-    rows += [["trained", *cells]]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows += [["untrained base", *(f"{base[name]:.1f}" for name in names)], ["trained", *cells]]
     lift = interval([run["tasks"] - base["tasks"] for run in trained.values()])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows), lift
+    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"## Training\n\n{text}\n\nTraining lifts the mean of tasks by {lift.text(signed=True)}."
