@@ -4,7 +4,7 @@
         --tasks out/demo/steps/hold_out/tasks --output out/ablations
     ray job submit --working-dir . -- python recipes/ablate.py ... --gpus 1
 
-One run trains one variant with one seed on the second stage (as the ablations of
+One run trains one variant with one seed, on the second stage (as the ablations of
 llama-embed-nemotron-8b do), and scores it. Runs that are there are not run again, so a stopped
 command continues, and more tables or seeds add to what is there. Variants of the data are mixes of
 their own, in OUTPUT/mixes; weights stay for the baseline only, which is merged. In a Ray job each
@@ -33,14 +33,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from datagen.packaged import resolve_model
 from datagen.schema import UserError
 from datagen.steps import versions
-from datagen.store import Folder, read_manifest
 from recipes.ablation_runs import Job, score_all
 from recipes.ablation_scores import lifted, render
-from recipes.ablations import BASELINE, TABLES, Variant, table_of, variants
-from recipes.mix_variants import MixRules, derive, llm_rows
+from recipes.ablations import BASELINE, TABLES, TWO_STAGES, Variant, table_of, variants
+from recipes.mix_variants import derive, llm_rows, size_of
 from trainer.tasks import find_tasks, load_task
 from trainer.train import StageConfig, TrainConfig
 
+TRAINED = {"second stage": BASELINE, "both stages": TWO_STAGES}
 Scores = dict[str, dict[int, dict[str, float]]]  # variant -> seed -> means
 
 
@@ -95,36 +95,40 @@ class Ablation:
         encoder = None
         if any(v.rules.random_negatives for v in self.variants.values()):
             encoder, _ = resolve_model(self.encoder, cache)
-        names: dict[MixRules, str] = {}
+        made: dict[Any, str] = {}
         for name, variant in self.variants.items():
-            names.setdefault(variant.rules, name)
-        made = {
-            rules: derive(
+            key = variant.rules, variant.stages
+            made[key] = made.get(key) or derive(
                 self.mix,
                 str(self.output / "mixes"),
                 name=name,
-                rules=rules,
-                negatives=self.negatives,
+                rules=variant.rules,
+                negatives={stage: self._negatives[stage] for stage in variant.stages},
                 encoder=encoder,
             )
-            for rules, name in names.items()
-        }
-        return {name: made[variant.rules] for name, variant in self.variants.items()}
+        return {name: made[v.rules, v.stages] for name, v in self.variants.items()}
+
+    @property
+    def _negatives(self) -> dict[str, int]:
+        return {"pretrain": 1, "finetune": self.negatives}
 
     def _job(self, name: str, mix: str, place: str, seed: int) -> Job:
-        stage = StageConfig(
-            name="finetune",
-            negatives=self.negatives,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            warmup_steps=10,
-            max_length=self.max_length,
-        )
+        stages = [
+            StageConfig(
+                name=stage,
+                negatives=self._negatives[stage],
+                learning_rate=self.learning_rate,
+                batch_size=self.batch_size,
+                warmup_steps=10,
+                max_length=self.max_length,
+            )
+            for stage in self.variants[name].stages
+        ]
         config = TrainConfig(
             mix=mix,
             base=self.base,
             output=place,
-            stages=(stage,),
+            stages=tuple(stages),
             seed=seed,
             threads=self.threads,
             micro_tokens=4096,
@@ -171,18 +175,12 @@ class Ablation:
             "seeds; differences are paired by seed; * marks those whose interval excludes 0, "
             "without correction for the number of comparisons.",
             f"Base: {shape['num_hidden_layers']} layers of {shape['hidden_size']}, untrained as an "
-            f"encoder. Mix: {_size(self.mix)}.",
+            f"encoder. Mix: {size_of(self.mix)}.",
             "Versions: " + ", ".join(f"{key} {value}" for key, value in found.items()) + ".",
-            lifted(scores["base"][0], scores[BASELINE]),
+            lifted(scores["base"][0], {k: scores[v] for k, v in TRAINED.items() if v in scores}),
         ]
         tables = [render(table_of(name, self.variants), scores) for name in self.tables]
         return "\n\n".join([*about, *tables]) + "\n"
-
-
-def _size(mix: str) -> str:
-    manifest = read_manifest(Folder(mix))
-    rows = f"{manifest.rows('finetune'):,} rows, {manifest.rows('documents'):,} documents"
-    return f"{rows}, digest {manifest.digest[:12]}"
 
 
 NUMBERS: dict[str, tuple[type, str]] = {

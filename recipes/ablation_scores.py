@@ -137,13 +137,16 @@ def _reading(found: Sequence[tuple[str, Interval]], first: str) -> str:
     return " ".join(parts)
 
 
-def lifted(base: Mapping[str, float], trained: Mapping[int, Mapping[str, float]]) -> str:
-    """A section of Markdown: the base beside a variant, and how far training lifts it."""
+def lifted(
+    base: Mapping[str, float], trained: Mapping[str, Mapping[int, Mapping[str, float]]]
+) -> str:
+    """A section of Markdown: the base beside variants by label, and how far each is above it."""
     names = list(base)
-    head = ["", "mean of tasks", "mean of types", *names[2:]]
-    cells = [interval([run[name] for run in trained.values()]).text() for name in names]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
-    rows += [["untrained base", *(f"{base[name]:.1f}" for name in names)], ["trained", *cells]]
-    lift = interval([run["tasks"] - base["tasks"] for run in trained.values()])
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"## Training\n\n{text}\n\nTraining lifts the mean of tasks by {lift.text(signed=True)}."
+    head = ["", "mean of tasks", "above the base", "mean of types", *names[2:]]
+    own = [f"{base[name]:.1f}" for name in names]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], ["untrained base", own[0], "", *own[1:]]]
+    for label, runs in trained.items():
+        cells = [interval([run[name] for run in runs.values()]).text() for name in names]
+        lift = interval([run["tasks"] - base["tasks"] for run in runs.values()])
+        rows.append([label, cells[0], _gap(lift), *cells[1:]])
+    return "## Training\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)

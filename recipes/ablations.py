@@ -6,23 +6,24 @@ papers stand beside, each with the model that they are of.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datagen.schema import UserError
 from recipes.ablation_scores import Line, Table
 from recipes.mix_variants import MixRules
 
-TABLES = ("loss", "llms", "merging", "attention", "margin", "negatives", "synthetic")
-BASELINE = "baseline"
+TABLES = ("loss", "llms", "merging", "stages", "attention", "margin", "negatives", "synthetic")
+BASELINE, TWO_STAGES = "baseline", "two-stages"
 MARGINS = (0.95, 0.9, 0.85)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What differs from the baseline: rows of the mix, and options of training."""
+    """What differs from the baseline: rows of the mix, stages and options of training."""
 
     rules: MixRules
+    stages: tuple[str, ...] = ("finetune",)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -30,31 +31,33 @@ def variants(
     tables: Sequence[str], *, rows: int, llms: Mapping[str, Mapping[str, int]]
 ) -> dict[str, Variant]:
     """The variants that the tables ask for, by name; `rows` public ones, `llms` as `llm_rows`."""
+    if not llms and {*tables} & {"llms", "synthetic"}:
+        raise UserError(
+            found="no synthetic rows in the mix",
+            expected="rows that LLMs wrote",
+            do="leave out the tables llms and synthetic, or name another mix",
+            exit_status=2,
+        )
     public = MixRules(public_rows=rows)
+    losses = [loss for loss, *_ in LOSSES[1:]]
+    shares = equal_shares(llms) if "llms" in tables else {}
+    least = min(MARGINS)
+    none = {"no-synthetic": Variant(rules=replace(public, synthetic=()))}
+    made: dict[str, dict[str, Variant]] = {
+        "loss": {f"loss-{n}": Variant(rules=public, options={"loss": n}) for n in losses},
+        "llms": none | {n: Variant(rules=replace(public, synthetic=s)) for n, s in shares.items()},
+        "stages": {TWO_STAGES: Variant(rules=public, stages=("pretrain", "finetune"))},
+        "attention": {"causal": Variant(rules=public, options={"causal": True})},
+        "margin": {
+            f"margin-{m}": Variant(rules=replace(public, margin=m, enough_at=least))
+            for m in MARGINS
+        },
+        "negatives": {"random-negatives": Variant(rules=replace(public, random_negatives=True))},
+        "synthetic": none,
+    }
     found = {BASELINE: Variant(rules=public)}
-    if "loss" in tables:
-        found |= {f"loss-{n}": Variant(rules=public, options={"loss": n}) for n, *_ in LOSSES[1:]}
-    if "attention" in tables:
-        found["causal"] = Variant(rules=public, options={"causal": True})
-    if "synthetic" in tables or "llms" in tables:
-        if not llms:
-            raise UserError(
-                found="no synthetic rows in the mix",
-                expected="rows that LLMs wrote",
-                do="leave out the tables llms and synthetic, or name another mix",
-                exit_status=2,
-            )
-        found["no-synthetic"] = Variant(rules=MixRules(public_rows=rows, synthetic=()))
-    if "llms" in tables:
-        for name, shares in equal_shares(llms).items():
-            found[name] = Variant(rules=MixRules(public_rows=rows, synthetic=shares))
-    if "margin" in tables:
-        for margin in MARGINS:
-            rules = MixRules(public_rows=rows, margin=margin, enough_at=min(MARGINS))
-            found[f"margin-{margin}"] = Variant(rules=rules)
-    if "negatives" in tables:
-        rules = MixRules(public_rows=rows, random_negatives=True)
-        found["random-negatives"] = Variant(rules=rules)
+    for table in tables:
+        found |= made.get(table, {})
     return found
 
 
@@ -136,6 +139,18 @@ def _merging(variants: Mapping[str, Variant]) -> Table:
     )
 
 
+def _stages(variants: Mapping[str, Variant]) -> Table:
+    return Table(
+        title="Stages",
+        lines=[Line("second stage alone", BASELINE), Line("both stages", TWO_STAGES)],
+        paper="The papers train in two stages and do not say what the second alone gives.",
+        notes=[
+            "The first stage adds as many public rows, of retrieval, with one negative each; "
+            "both stages have one learning rate."
+        ],
+    )
+
+
 def _attention(variants: Mapping[str, Variant]) -> Table:
     return Table(
         title="Attention",
@@ -188,6 +203,7 @@ _TABLES = {
     "loss": _loss,
     "llms": _llms,
     "merging": _merging,
+    "stages": _stages,
     "attention": _attention,
     "margin": _margin,
     "negatives": _negatives,

@@ -1,7 +1,7 @@
 """Mixes made of the rows of a finished one: what an ablation changes in the data, as data.
 
 A variant is a folder with the documents of the mix (linked, not copied, so that row numbers stay)
-and some rows of one stage; it has a manifest, a ledger that says why each row is not there, and
+and some rows of its stages; it has a manifest, a ledger that says why each row is not there, and
 passes `datagen verify`. Rows are taken by seeded keys of their ids: more rows contain fewer.
 
 A stricter margin keeps the negatives whose stored score is low enough. They lie best first, so
@@ -49,25 +49,26 @@ def derive(
     *,
     name: str,
     rules: MixRules,
-    stage: str = "finetune",
-    negatives: int = 4,
+    negatives: Mapping[str, int],
     encoder: str | None = None,
     seed: int = 0,
 ) -> str:
     """Write the variant to `output/name` and return that folder; at once when it is there.
 
+    `negatives` names its stages and how many each row must have; the rules hold for each stage.
     `encoder` (a model folder) scores random negatives.
     """
     told = {s["name"]: s for s in read_manifest(Folder(mix)).config.get("stages", [])}
-    if stage not in told:
+    if absent := sorted({*negatives} - {*told}):
         raise UserError(
             found=f"{mix} has the stages {', '.join(told) or 'none'}",
-            expected=f"the stage {stage}",
+            expected=", ".join(absent),
             do="name a finished mix that has it",
             exit_status=2,
         )
+    needed = ({"negatives": count, "task_negatives": {}} for count in negatives.values())
     config = {
-        "stages": [{**told[stage], "negatives": negatives, "task_negatives": {}}],
+        "stages": [told[stage] | own for stage, own in zip(negatives, needed, strict=True)],
         "rules": asdict(rules),
         "seed": seed,
     }
@@ -87,15 +88,32 @@ def derive(
 
 
 def _work(context: Context, encoder: str | None) -> None:
-    source, stage = context.inputs["mix"], context.config["stages"][0]
+    source, seed = context.inputs["mix"], context.config["seed"]
     rules = MixRules(**context.config["rules"])
     for shard in read_manifest(source).table("documents"):
         link(source, context.folder, shard)
         context.shards.append(shard)
-    table = read_table(source, stage["name"])
-    reason = _reasons(table, rules, needed=stage["negatives"], seed=context.config["seed"])
-    context.ledger += _ledger(table["source"], reason)
-    rows = take_ordered(table, np.flatnonzero(reason == 0)).combine_chunks()
+    context.facts["blocks"] = {}
+    fates = []
+    for stage in context.config["stages"]:
+        table = read_table(source, stage["name"])
+        reason = _reasons(table, rules, needed=stage["negatives"], seed=seed)
+        _write_stage(context, stage, table, reason == 0, encoder=encoder)
+        columns = {name: pl.from_arrow(table[name]) for name in ("query_id", "source")}
+        fates.append(pl.DataFrame({**columns, "reason": reason}))
+    context.ledger += _ledger(pl.concat(fates))
+
+
+def _write_stage(
+    context: Context,
+    stage: Mapping[str, Any],
+    table: pa.Table,
+    taken: np.ndarray,
+    *,
+    encoder: str | None,
+) -> None:
+    rules = MixRules(**context.config["rules"])
+    rows = take_ordered(table, np.flatnonzero(taken)).combine_chunks()
     if not len(rows):
         raise UserError(
             found=f"no row of {stage['name']} is left under {rules}",
@@ -105,14 +123,14 @@ def _work(context: Context, encoder: str | None) -> None:
     if rules.margin is not None:
         rows = with_negatives(rows, *_cut(rows, rules.margin))
     if rules.random_negatives:
-        documents = read_table(source, "documents")
+        documents = read_table(context.inputs["mix"], "documents")
         drawn = RandomNegatives(documents, rows, count=stage["negatives"])
         rows = drawn.scored(encoder or "", seed=context.config["seed"])
     public = pc.equal(rows["origin"], "public")
     for mask in (public, pc.invert(public)):  # no shard holds both
         part = rows.filter(mask)
         context.write(stage["name"], part, MIX_ROW, rows_per_shard=ROWS_PER_SHARD)
-    context.facts["blocks"] = {stage["name"]: _blocks(rows)}
+    context.facts["blocks"][stage["name"]] = _blocks(rows)
 
 
 def _reasons(table: pa.Table, rules: MixRules, *, needed: int, seed: int) -> np.ndarray:
@@ -181,16 +199,20 @@ def _blocks(rows: pa.Table) -> list[dict[str, Any]]:
     return counted.drop("run").to_dicts()
 
 
-def _ledger(sources: pa.ChunkedArray, reason: np.ndarray) -> list[LedgerRow]:
-    frame = pl.DataFrame({"source": pl.from_arrow(sources), "reason": reason})
+def _ledger(fates: pl.DataFrame) -> list[LedgerRow]:
+    """Queries in = kept in a stage + those that no stage takes, by the first of their reasons."""
+    queries = fates.group_by("query_id").agg(pl.col("source").first(), pl.col("reason").min())
     rows = []
-    for (source,), part in frame.partition_by("source", as_dict=True).items():
+    for (source,), part in queries.partition_by("source", as_dict=True).items():
         counts: Mapping[int, int] = dict(part["reason"].value_counts().rows())
         dropped = {name: counts[i] for i, name in enumerate(REASONS, 1) if i in counts}
-        kept = counts.get(0, 0)
         rows.append(
             LedgerRow(
-                source=str(source), rows_in=len(part), kept=kept, dropped=dropped, unit="queries"
+                source=str(source),
+                unit="queries",
+                rows_in=len(part),
+                kept=counts.get(0, 0),
+                dropped=dropped,
             )
         )
     return rows
@@ -210,3 +232,10 @@ def llm_rows(mix: str, *, stage: str = "finetune") -> dict[str, dict[str, int]]:
     for llm, task, count in counted.rows():
         found.setdefault(llm, {})[task] = count
     return found
+
+
+def size_of(mix: str) -> str:
+    """What a mix holds, in words."""
+    manifest = read_manifest(Folder(mix))
+    rows = f"{manifest.rows('finetune'):,} rows, {manifest.rows('documents'):,} documents"
+    return f"{rows}, digest {manifest.digest[:12]}"

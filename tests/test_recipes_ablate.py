@@ -24,6 +24,10 @@ def mix(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(output / "mix")
 
 
+def make(mix: str, output: Path, **options) -> str:
+    return derive(mix, str(output), **{"negatives": {"finetune": 4}, **options})
+
+
 def rows(folder: str) -> list[dict]:
     return read_table(Folder(folder), "finetune").to_pylist()
 
@@ -103,7 +107,7 @@ RULES = {
 
 
 def test_variants_are_mixes_that_verify(mix, tmp_path):
-    found = {n: derive(mix, str(tmp_path), name=n, rules=rules) for n, rules in RULES.items()}
+    found = {n: make(mix, tmp_path, name=n, rules=rules) for n, rules in RULES.items()}
     for name, folder in found.items():
         assert verify_mix(folder) == [], name
     assert rows(found["all"]) == rows(mix)
@@ -117,20 +121,31 @@ def test_variants_are_mixes_that_verify(mix, tmp_path):
     assert llm_rows(mix) == {"tiny-llm": {"retrieval": 13}}
 
 
+def test_a_variant_of_both_stages_counts_a_query_once(mix, tmp_path):
+    rules = MixRules(public_rows=20, synthetic=())
+    both = make(mix, tmp_path, name="both", rules=rules, negatives={"pretrain": 1, "finetune": 4})
+    assert verify_mix(both) == []
+    manifest = read_manifest(Folder(both))
+    assert (manifest.rows("pretrain"), manifest.rows("finetune")) == (20, 20)
+    assert sum(row["rows_in"] for row in manifest.ledger) == 81, "as many as the mix holds"
+    alone = make(mix, tmp_path, name="alone", rules=rules)
+    assert rows(alone) == rows(both), "the second stage is the same"
+
+
 def test_a_margin_keeps_the_negatives_that_score_low_enough(mix, tmp_path):
-    folder = derive(mix, str(tmp_path), name="strict", rules=RULES["strict"])
+    folder = make(mix, tmp_path, name="strict", rules=RULES["strict"])
     before = {row["query_id"]: row for row in rows(mix)}
     for row in rows(folder):  # at most 0.75 x 0.9, but labels are wrong at any score
         skipped = 0 if row["task"] == "classification" else 1
         assert row["negatives"] == before[row["query_id"]]["negatives"][skipped:]
     # Other margins on the same rows: those that would not have enough are in none.
     rules = MixRules(enough_at=0.7)
-    loose = rows(derive(mix, str(tmp_path), name="loose", rules=rules))
+    loose = rows(make(mix, tmp_path, name="loose", rules=rules))
     assert {row["task"] for row in loose} == {"classification"}
     with pytest.raises(UserError, match="was made with another configuration: config.rules"):
-        derive(mix, str(tmp_path), name="strict", rules=rules)
+        make(mix, tmp_path, name="strict", rules=rules)
     with pytest.raises(UserError, match="has the stages finetune\n"):
-        derive(folder, str(tmp_path), name="x", rules=rules, stage="pretrain")
+        make(folder, tmp_path, name="x", rules=rules, negatives={"pretrain": 1})
 
 
 def sts_task(folder: Path) -> str:
@@ -167,10 +182,16 @@ def test_runs_are_made_once_and_merged(mix, tmp_path, capsys):
     base, output = tiny_export(tmp_path / "base"), tmp_path / "out"
     command = ["--mix", mix, "--base", base, "--tasks", sts_task(tmp_path / "sts")]
     command += ["--output", str(output), "--encoder", base, "--seeds", "2", "--threads", "1"]
-    command += ["--batch-size", "8", "--tables", "merging", "negatives"]
+    command += ["--batch-size", "8", "--tables", "merging", "stages", "negatives"]
     assert main([*command, "--steps", "2"]) == 0
     page = capsys.readouterr().out
-    for line in ("## Merging", "| all runs, merged | 1 |", "| random, of", "2 layers of 32"):
+    for line in (
+        "## Merging",
+        "| all runs, merged | 1 |",
+        "| both stages | 2 |",
+        "| random, of",
+        "2 layers of 32",
+    ):
         assert line in page
     assert (output / "ablations.md").read_text() in page
     drawn = str(output / "mixes" / "random-negatives")
@@ -182,7 +203,7 @@ def test_runs_are_made_once_and_merged(mix, tmp_path, capsys):
     assert kept == ["merged/1-2", "runs/baseline/seed-1", "runs/baseline/seed-2"]
 
     times = {p: p.stat().st_mtime_ns for p in output.rglob("result.json")}
-    assert len(times) == 6
+    assert len(times) == 8
     assert main([*command, "--steps", "2"]) == 0, "nothing is run again"
     assert times == {p: p.stat().st_mtime_ns for p in output.rglob("result.json")}
     assert main([*command, "--steps", "2", "--learning-rate", "0.5"]) == 1
