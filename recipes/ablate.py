@@ -33,7 +33,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from datagen.packaged import resolve_model
 from datagen.schema import UserError
 from datagen.steps import versions
-from recipes.ablation_runs import Job, score_all
+from recipes.ablation_runs import Job, in_ray, score_all
 from recipes.ablation_scores import lifted, render
 from recipes.ablations import BASELINE, TABLES, TWO_STAGES, Variant, table_of, variants
 from recipes.mix_variants import derive, llm_rows, size_of
@@ -130,7 +130,7 @@ class Ablation:
             output=place,
             stages=tuple(stages),
             seed=seed,
-            threads=self.threads,
+            threads=self.threads or (max(1, int(self.cpus)) if in_ray() else None),
             micro_tokens=4096,
             checkpoint_steps=1_000,
         )
@@ -190,7 +190,7 @@ NUMBERS: dict[str, tuple[type, str]] = {
     "negatives": (int, "per row"),
     "learning_rate": (float, "peak"),
     "max_length": (int, "tokens"),
-    "threads": (int, "of a run (one for each core)"),
+    "threads": (int, "of a run (one for each core; in Ray, those of a run)"),
     "cpus": (float, "of a run that is a Ray task"),
     "gpus": (float, "of a run that is a Ray task"),
 }

@@ -81,9 +81,14 @@ def _score(job: Job, place: str) -> dict[str, Any]:
         return {"user_error": error.fields()}
 
 
+def in_ray() -> bool:
+    """Whether a Ray job runs this, or the user names a cluster."""
+    return "RAY_ADDRESS" in os.environ
+
+
 def score_all(jobs: Mapping[Any, tuple[Job, str]], *, cpus: float, gpus: float) -> dict[Any, dict]:
     """Means of every job: Ray tasks in a Ray job, else one after the other in this process."""
-    if "RAY_ADDRESS" in os.environ:
+    if in_ray():
         import ray
 
         start_ray()
