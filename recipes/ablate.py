@@ -157,7 +157,7 @@ class Ablation:
                 own = [single[seed] for seed in seeds]
                 both = {name: fmean(run[name] for run in own) for name in merged}
                 scores.setdefault("merged-pairs", {})[number] = merged
-                scores.setdefault("pair-means", {})[number] = both
+                scores.setdefault("pair-means", {})[-number] = both  # no interval: see table
         return scores
 
     def _page(self, scores: Scores) -> str:

@@ -133,8 +133,8 @@ def _merging(variants: Mapping[str, Variant]) -> Table:
         ],
         paper=NEMOTRON.format("Table 7, six runs that differ in data and hyperparameters"),
         notes=[
-            "Runs differ in their seed alone. A pair is compared with the mean of its two runs; "
-            "pairs share runs, so their interval is too narrow. The merge of all is one model."
+            "Runs differ in their seed alone. Pairs are compared with the mean of their two runs; "
+            "they share runs, and the merge of all is one model: no interval, no claim."
         ],
     )
 
