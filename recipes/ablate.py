@@ -139,9 +139,8 @@ class Ablation:
 
     def _merged(self, single: Mapping[int, Mapping[str, float]]) -> Scores:
         """Merges of pairs of baseline runs and of all, the best run, and the mean of each pair."""
-        groups: list[tuple[int, ...]] = []
-        groups += combinations(sorted(single), 2) if len(single) > 2 else []
-        groups += [tuple(sorted(single))] if len(single) > 1 else []
+        sizes = sorted({2, len(single)}) if len(single) > 1 else []
+        groups = [seeds for size in sizes for seeds in combinations(sorted(single), size)]
         jobs = {}
         for seeds in groups:
             place = str(self.output / "merged" / "-".join(map(str, seeds)))
@@ -157,7 +156,8 @@ class Ablation:
                 own = [single[seed] for seed in seeds]
                 both = {name: fmean(run[name] for run in own) for name in merged}
                 scores.setdefault("merged-pairs", {})[number] = merged
-                scores.setdefault("pair-means", {})[-number] = both  # no interval: see table
+                # Under keys of their own: pairs share runs, so differences have no interval.
+                scores.setdefault("pair-means", {})[-number] = both
         return scores
 
     def _page(self, scores: Scores) -> str:
