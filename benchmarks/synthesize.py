@@ -1,7 +1,7 @@
 """The step `synthesize` beside bare `vllm.LLM.generate`: the same prompts, model and sampling.
 
     python benchmarks/synthesize.py DOCUMENTS.parquet [--requests 192] [--model NAME]
-        [--cache DIR] [--runs 3] [--output FILE.md]
+        [--threads 2] [--cache DIR] [--runs 3] [--output FILE.md]
 
 Every run is a process of its own. Bare: the engine is loaded, then all prompts are given to
 `generate` at once; the time is that of the call. Ours: the whole step without loading: drawing,
@@ -9,6 +9,7 @@ asking in blocks, storing responses, parsing, rules, commits. Runs alternate; fi
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -25,17 +26,24 @@ from typing import Any
 import pyarrow.parquet as pq
 
 
-def steps(documents: str, model: str, cache: str, requests: int) -> tuple[Any, Any]:
+def llm_of(arguments: argparse.Namespace) -> Any:
+    """The LLM that both sides ask."""
+    from datagen.synthesize.llm import from_model
+
+    return dataclasses.replace(from_model(arguments.model), threads=arguments.threads)
+
+
+def steps(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The step that lists the documents, and the one that asks so many requests about them."""
     import pyarrow as pa
 
     from datagen.schema import DOCUMENT, document_id
     from datagen.steps import Step
     from datagen.synthesize import synthesize
-    from datagen.synthesize.llm import from_model
     from datagen.synthesize.step import plan_of
 
-    texts = dict.fromkeys(pq.read_table(documents)["positive"].to_pylist())
+    requests = arguments.requests
+    texts = dict.fromkeys(pq.read_table(arguments.documents)["positive"].to_pylist())
     rows = [
         {"doc_id": document_id(None, text), "cluster": document_id(None, text), "text": text}
         | {"source": "s", "origin": "public", "task": "retrieval", "title": None}
@@ -51,8 +59,8 @@ def steps(documents: str, model: str, cache: str, requests: int) -> tuple[Any, A
     asked = synthesize(
         listed,
         tasks=None,
-        llms=[from_model(model)],
-        cache=cache,
+        llms=[llm_of(arguments)],
+        cache=arguments.cache,
         rows={"retrieval": requests},
     )
     return listed, plan_of(asked, sample=requests)
@@ -64,9 +72,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
     from datagen.store import Folder, read_table
 
     with tempfile.TemporaryDirectory() as folder:
-        listed, asked = steps(
-            arguments.documents, arguments.model, arguments.cache, arguments.requests
-        )
+        listed, asked = steps(arguments)
         manifest = run_steps([listed, asked], folder, executor="local")[asked.name]
         table = read_table(Folder(f"{folder}/steps/{asked.name}"), "asked")
         tokens = sum(table["output_tokens"].to_pylist())
@@ -81,12 +87,11 @@ def bare(arguments: argparse.Namespace) -> dict[str, float]:
     from datagen.synthesize.draw import Knobs, requests
     from datagen.synthesize.engine import Engine
     from datagen.synthesize.kinds import KINDS
-    from datagen.synthesize.llm import from_model
     from datagen.synthesize.places import document_places
 
-    llm = from_model(arguments.model)
+    llm = llm_of(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        listed, _ = steps(arguments.documents, arguments.model, arguments.cache, arguments.requests)
+        listed, _ = steps(arguments)
         manifest = run_steps([listed], folder, executor="local")["documents"]
         place = Folder(f"{folder}/steps/documents")
         shards = [shard.name for shard in manifest.table("documents")]
@@ -111,7 +116,7 @@ def bare(arguments: argparse.Namespace) -> dict[str, float]:
 def alone(arguments: argparse.Namespace, name: str) -> dict[str, float]:
     """A run in a process of its own."""
     command = [sys.executable, __file__, arguments.documents, "--only", name]
-    for option in ("requests", "model", "cache"):
+    for option in ("requests", "model", "threads", "cache"):
         command += [f"--{option}", str(getattr(arguments, option))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -126,6 +131,8 @@ def main() -> None:
     parser.add_argument("documents", metavar="DOCUMENTS")
     parser.add_argument("--requests", type=int, default=192)
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help="of the engine, on a CPU")
     parser.add_argument("--cache", default=".cache/embedmix")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", choices=("bare", "ours"), help=argparse.SUPPRESS)
@@ -145,8 +152,9 @@ def main() -> None:
         f"# Synthesis beside bare vLLM, {datetime.date.today()}",
         "",
         f"`python benchmarks/synthesize.py DOCUMENTS --requests {arguments.requests} --model "
-        f"{arguments.model} --runs {arguments.runs}` on {machine()}. Output tokens a second, one "
-        "engine; ours is the whole step without loading. Medians; all runs in brackets.",
+        f"{arguments.model} --threads {arguments.threads} --runs {arguments.runs}` on {machine()}. "
+        "Output tokens a second, one engine; ours is the whole step without loading. Medians; all "
+        "runs in brackets.",
         "",
         "| | tokens/s | ours / bare |",
         "|---|---|---|",

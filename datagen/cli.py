@@ -259,6 +259,9 @@ def _synthesize(commands: Any) -> None:
     parser.add_argument(
         "--key-variable", default="", metavar="NAME", help="environment variable with the key"
     )
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of each of --models on a CPU (1)"
+    )
     parser.add_argument("--cache", default=DEFAULT_CACHE, metavar="DIR", help="unpacked models")
     parser.add_argument("--ray", action="store_true", help="spread over the Ray cluster")
     _output(parser)
@@ -270,14 +273,14 @@ def _run_synthesize(arguments: argparse.Namespace) -> int:
     from datagen.synthesize.pools import load_pool
     from datagen.synthesize.wanted import wanted_of
 
-    key = arguments.key_variable
+    own: dict[str, Any] = {"key_variable": arguments.key_variable, "threads": arguments.threads}
     return _done(
         synthesize_files(
             arguments.documents,
             arguments.output,
             llms=load_pool(arguments.pool)
             if arguments.pool
-            else [from_model(model, key_variable=key) for model in arguments.models],
+            else [from_model(model, **own) for model in arguments.models],
             cache=arguments.cache,
             wanted=wanted_of(arguments),
             only_plan=arguments.plan,

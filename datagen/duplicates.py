@@ -1,13 +1,15 @@
 """Duplicates among the texts of one column: which of them stands for each.
 
-The texts stay where they are; keys of some 130 bytes a text are made piece by piece, by threads,
-and the texts that bands propose are folded once more to verify them.
+The texts stay where they are; keys of some 130 bytes a text are made piece by piece, by threads.
+Those that bands propose are folded once more, for their shingles: 8 bytes a word.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -20,12 +22,16 @@ from datagen.minhash import (
     components,
     fast_keys,
     slow_keys,
-    verified,
 )
+
+if TYPE_CHECKING:
+    from datagen.shingles import Sets
 
 PIECE = 1 << 12  # texts that a thread works on at once: bounds what is in memory beside the texts
 SLOW_PIECE = 1 << 11
-PAIRS = 1 << 10  # candidates verified at once: their texts are folded beside the others
+SETS = 1 << 10  # texts whose shingles a thread makes at once
+PAIRS = 1 << 14  # candidates compared at once
+ALIKE = 1 << 11  # pairs whose subjects are compared at once
 
 
 def find_duplicates(
@@ -34,9 +40,7 @@ def find_duplicates(
     """For each text the position of the one that stays for it, their Jaccard, and whether equal."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         same, form, pairs = _proposed(texts, backend, pool)
-        verify = partial(_verified, texts, similarity=similarity)
-        parts = [(pairs[:0], np.empty(0)), *pool.map(verify, _together(pairs, len(texts)))]
-        edges, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+        edges, scores = _verified(texts, pairs, pool, similarity=similarity)
         first = components(len(texts), edges)[form]
         jaccard = _known(edges, scores, first, form)
         chained = np.flatnonzero(np.isnan(jaccard))  # only others connect them
@@ -99,23 +103,53 @@ def _first(hashes: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _together(pairs: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """The pairs in parts; those that others connect lie together, so that a text is folded once and
-    not for each of its pairs."""
-    order = np.argsort(components(count, pairs)[pairs[:, 0]], kind="stable")
-    for start in range(0, len(pairs), PAIRS):
-        yield pairs[order[start : start + PAIRS]]
-
-
 def _verified(
-    texts: pl.Series, pairs: np.ndarray, *, similarity: float
+    texts: pl.Series, pairs: np.ndarray, pool: ThreadPoolExecutor, *, similarity: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    from datagen.fold_kernel import fold_texts
+    """The pairs that are near-duplicates, and their Jaccard."""
+    from datagen.shingles import jaccard
 
     rows, local = np.unique(pairs, return_inverse=True)
-    folded = fold_texts(texts.gather(rows))
-    near, scores = verified(folded, local.reshape(-1, 2), similarity=similarity)
-    return rows[near], scores
+    local = local.reshape(-1, 2)
+    sets = _sets(texts, rows, pool)
+    compare = partial(jaccard, sets, least=similarity)
+    scores = np.concatenate([np.empty(0), *pool.map(compare, _parts(local, PAIRS))])
+    alike = np.flatnonzero(scores >= similarity)
+    about = partial(_same_subject, texts)
+    kept = np.concatenate([np.empty(0, bool), *pool.map(about, _parts(pairs[alike], ALIKE))])
+    return pairs[alike[kept]], scores[alike[kept]]
+
+
+def _sets(texts: pl.Series, rows: np.ndarray, pool: ThreadPoolExecutor) -> "Sets":
+    """The shingles of some texts, each folded once."""
+    from datagen.fold_kernel import fold_texts
+    from datagen.shingles import Sets, shingle_sets
+
+    made = deque(
+        pool.map(lambda at: shingle_sets(fold_texts(texts.gather(at))), _parts(rows, SETS))
+    )
+    keys = np.empty(sum(len(part.keys) for part in made), np.uint64)
+    starts, stops, to = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    while made:  # a part goes when it is copied, so memory holds them once
+        part = made.popleft()
+        keys[to : to + len(part.keys)] = part.keys
+        starts.append(part.starts + to)
+        stops.append(part.stops + to)
+        to += len(part.keys)
+    return Sets(keys, np.concatenate(starts), np.concatenate(stops))
+
+
+def _parts(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _same_subject(texts: pl.Series, pairs: np.ndarray) -> np.ndarray:
+    from datagen.fold_kernel import fold_texts
+    from datagen.subjects import same_subject
+
+    rows, local = np.unique(pairs, return_inverse=True)
+    return same_subject(fold_texts(texts.gather(rows)), local.reshape(-1, 2))
 
 
 def _known(

@@ -5,6 +5,7 @@ Of texts that are equal (white space and Unicode form aside: exact) or near-dupl
 them some 250 bytes a text: forms are folded piece by piece and again for what bands propose.
 """
 
+import ctypes
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -39,13 +40,14 @@ def dedup_files(
     with ThreadPoolExecutor(1) as pool:
         pool.submit(load_kernels)  # half a second, while the disk and Arrow are busy
         rows, rejected = read_rows(inputs)
-    pa.default_memory_pool().release_unused()  # what decoding took beside the rows
+    _give_back()
     texts = text_values(rows, text_column)
     usable = texts.str.contains(r"\S").fill_null(False).to_numpy()
     rejected += rejected_texts(rows, np.flatnonzero(~usable), text_column, source=inputs[0])
     positions = np.flatnonzero(usable)
     texts = texts if usable.all() else texts.gather(positions)
     first, scores, exact = find_duplicates(texts, similarity=similarity, backend=backend)
+    _give_back()
     stays = first == np.arange(len(first))
     removed = _removed(rows, positions, first, scores, exact)
     folder, keep = Folder(output), np.zeros(rows.num_rows, dtype=bool)
@@ -61,6 +63,14 @@ def dedup_files(
         "near": int((~exact[~stays]).sum()),
         "quarantined": len(rejected),
     }
+
+
+def _give_back() -> None:
+    """Return free memory to the system: what decoding took, what threads that ended have kept."""
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _removed(

@@ -10,6 +10,7 @@ product); the compiler makes vector instructions of that loop. One core does 100
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ from datagen.fold_tables import DENSE, DIGIT, SIZE, tables
 from datagen.minhash import mix
 
 CHARACTER_SHINGLE = 6
+ROW_BITS = 20
 _BASE = 0x9E3779B97F4A7C15
 _BLANK, _UNDERSCORE = 0x20, 0x5F
 
@@ -188,24 +190,44 @@ def _jaccard(flat, starts, stops, pairs, least, result):
             result[n] = common / (both - common) if both else 1.0
 
 
-def similarities(folded: pl.Series, pairs: np.ndarray, *, least: float = 0.0) -> np.ndarray:
-    """True Jaccard [n] of the shingles of pairs [n, 2] of positions in `folded`.
+class Sets(NamedTuple):
+    """The different shingles of each text: sorted hashes, and where those of each begin and end."""
+
+    keys: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+
+
+def shingle_sets(folded: pl.Series) -> Sets:
+    """The shingles of up to 2 ** ROW_BITS folded texts, by the upper 44 bits of their hashes."""
+    if len(folded) >> ROW_BITS:
+        raise ValueError(f"{len(folded)} texts at once, at most {1 << ROW_BITS}")
+    flat, offsets = shingle_bytes(*buffers(folded))
+    # numpy's sort of one array, the row in the upper bits, is six times a compiled sort of each.
+    row = np.repeat(np.arange(len(folded), dtype=np.uint64), np.diff(offsets))
+    keys = flat >> np.uint64(ROW_BITS) | row << np.uint64(64 - ROW_BITS)
+    keys.sort()
+    keys <<= np.uint64(ROW_BITS)
+    stops = np.empty(len(folded), np.int64)
+    _distinct(keys, offsets, stops)
+    return Sets(keys, offsets[:-1], stops)
+
+
+def jaccard(sets: Sets, pairs: np.ndarray, *, least: float = 0.0) -> np.ndarray:
+    """Jaccard [n] of pairs [n, 2] of texts.
 
     What is below `least` may be given as 0.0: most pairs that bands propose are seen to be far
-    apart after a few shingles. Equal are shingles whose hashes are in their first 40 bits or more.
+    apart after a few shingles.
     """
-    rows, local = np.unique(pairs, return_inverse=True)
-    flat, offsets = shingles(folded.gather(rows))
-    # numpy's sort of one array, the row in the upper bits, is six times a compiled sort of each.
-    bits = np.uint64(len(rows).bit_length())
-    row = np.repeat(np.arange(len(rows), dtype=np.uint64), np.diff(offsets))
-    keys = flat >> bits | row << (np.uint64(64) - bits)
-    keys.sort()
-    keys <<= bits
-    stops, result = np.empty(len(rows), np.int64), np.empty(len(pairs))
-    _distinct(keys, offsets, stops)
-    _jaccard(keys, offsets, stops, local.reshape(-1, 2), least, result)
+    result = np.empty(len(pairs))
+    _jaccard(*sets, pairs, least, result)
     return result
+
+
+def similarities(folded: pl.Series, pairs: np.ndarray, *, least: float = 0.0) -> np.ndarray:
+    """`jaccard` of pairs [n, 2] of positions in `folded`."""
+    rows, local = np.unique(pairs, return_inverse=True)
+    return jaccard(shingle_sets(folded.gather(rows)), local.reshape(-1, 2), least=least)
 
 
 @compiled

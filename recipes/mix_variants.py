@@ -73,7 +73,7 @@ def derive(
         "seed": seed,
     }
     if rules.random_negatives:
-        from datagen.encode import inspect_encoder
+        from datagen.encoder_model import inspect_encoder
 
         config["encoder"] = inspect_encoder(encoder or "").digest
 

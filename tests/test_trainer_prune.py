@@ -107,7 +107,12 @@ def test_the_command_calibrates_on_a_mix(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     ("options", "found"),
-    [({"hidden": 64}, "hidden 64"), ({"mlp": 0}, "mlp 0"), ({"layers": 3}, "3 layers")],
+    [
+        ({"hidden": 64}, "hidden 64"),
+        ({"hidden": 30}, "attention heads"),
+        ({"mlp": 0}, "mlp 0"),
+        ({"layers": 3}, "3 layers"),
+    ],
 )
 def test_sizes_that_the_model_has_not_are_refused(tmp_path: Path, options, found):
     model = tiny_export(tmp_path / "model")

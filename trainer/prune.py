@@ -123,6 +123,15 @@ def _check(
                 do=f"change --{name}",
                 exit_status=2,
             )
+    heads = config.num_attention_heads
+    if hidden is not None and hidden % heads:
+        near = max(hidden // heads, 1) * heads
+        raise UserError(
+            found=f"hidden {hidden}",
+            expected=f"a multiple of the {heads} attention heads of {model}",
+            do=f"take --hidden {near}, or {near + heads}",
+            exit_status=2,
+        )
     if not texts:
         raise UserError(
             found="no texts to calibrate with",
