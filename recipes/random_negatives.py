@@ -44,7 +44,8 @@ class RandomNegatives:
 
     def scored(self, encoder: str, *, seed: int) -> pa.Table:
         """The rows with drawn negatives, best score first."""
-        from datagen.encode import Encoder, inspect_encoder
+        from datagen.encode import Encoder
+        from datagen.encoder_model import inspect_encoder
 
         keys, positives = (self.rows[c].to_pylist() for c in ("query_id", "positives"))
         drawn = [self._draw(k, p, seed) for k, p in zip(keys, positives, strict=True)]
