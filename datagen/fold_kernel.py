@@ -1,7 +1,7 @@
 """`fold` and `plain` as one compiled pass over the bytes of a column: the fast way to the same.
 
-Every text is walked twice: once to see whether lookups suffice (it is in NFC, and nothing in it
-composes), whether it is code, and for the hash of its plain form; once to write its folded form.
+One walk over a text sees whether lookups suffice (it is in NFC, and nothing in it composes) and
+whether it is code, hashes its plain form and writes its folded form.
 What needs more than lookups, one text in a thousand of real data, takes the way through `fold`.
 Loops release the GIL, so threads share the cores. 150 MB/s and core; `fold` does 15.
 """
@@ -103,8 +103,14 @@ def finish(value):
 
 
 @compiled
-def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs):  # noqa: C901
-    """(way, hash, hash, characters) of one text: which way folds it, and of its plain form."""
+def _fold_row(  # noqa: C901
+    data, start, stop, classes, combining, trailing, maybe, last, emitted, pairs, out, to
+):
+    """(way, hash, hash, characters, end of what is written) of one text.
+
+    One walk finds out which way folds the text, hashes its plain form, and writes its folded form
+    as most texts have it (NATURAL); where that is not the way, what is written does not count.
+    """
     one, other = np.uint64(1), np.uint64(2)
     characters, signs, option, wants_blank = 0, 0, False, False
     # What a mark could compose with, the class of the mark inside it, and of the mark before.
@@ -112,30 +118,45 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
     kept_starter, kept_inner, kept_ccc = -1, 0, 0  # the same in the text without what is dropped
     # 0: elsewhere, 1: at a word's start, 2: after "-", 3: after "-" and a letter, 4: after "--"
     state = 1
-    at = start
+    begin, at = to, start
+    blank, marks, minus, previous = False, False, False, _START  # of what is written
     while at < stop:
         point = np.int64(data[at])
-        if not (state or wants_blank) and point < 0x80 and classes[point] == LETTER:
-            # The inside of a Latin word, most of what there is.
+        if state <= 1 and point < 0x80 and classes[point] == LETTER:
+            # A Latin word, most of what there is.
+            if wants_blank:
+                wants_blank = False
+                characters += 1
+                one = blend(one, np.uint64(0x20))
+                other = blend_other(other, np.uint64(0x20))
+            if blank:
+                out[to] = 0x20
+                to += 1
+            first = at
             while at < stop and data[at] < 0x80 and classes[data[at]] == LETTER:
                 one = blend(one, np.uint64(data[at]))
                 other = blend_other(other, np.uint64(data[at]))
-                at, characters = at + 1, characters + 1
+                out[to] = data[at] | 0x20
+                at, to = at + 1, to + 1
+            characters += at - first
             starter = kept_starter = np.int64(data[at - 1])
-            inner = ccc = kept_inner = kept_ccc = 0
+            inner = ccc = kept_inner = kept_ccc = state = 0
+            blank, marks, minus, previous = False, False, False, _REST
             continue
         if point < 0x80:
             at += 1
         else:
             point, at = decode(data, at)
         if point >= SIZE or classes[point] & COMPLEX:
-            return SLOW, one, other, 0
+            return SLOW, one, other, 0, begin
         kind = classes[point]
         if kind & SPACE:
             wants_blank = characters > 0
             option |= state == 3
             state = 1
             starter, inner, ccc, kept_starter, kept_inner, kept_ccc = -1, 0, 0, -1, 0, 0
+            if not kind & DROP:
+                blank, marks, minus, previous = to > begin, False, False, _SPACE
             continue
         if wants_blank:
             wants_blank = False
@@ -157,67 +178,28 @@ def _look(data, start, stop, classes, combining, trailing, maybe, last, pairs): 
             starter, inner, ccc = point, 0, 0
             if not kind & DROP:
                 kept_starter, kept_inner, kept_ccc = point, 0, 0
-            continue
-        own = combining[point]
-        if own or maybe[point]:
-            for first, within, above in (
-                (starter, inner, ccc),
-                (kept_starter, kept_inner, kept_ccc),
-            ):
-                # A mark that composes with nothing goes before the one inside and out again.
-                if own and (above > own or (within > own and maybe[point])):
-                    return SLOW, one, other, 0
-                free = above == 0 or (own and above < own)
-                if free and first >= 0 and _composes(pairs, first, point):
-                    return SLOW, one, other, 0
-        if own:
-            ccc = own
-            if not kind & DROP:
-                kept_ccc = own
         else:
-            starter, inner, ccc = point, trailing[point], 0
-            if not kind & DROP:
-                kept_starter, kept_inner, kept_ccc = last[point], trailing[last[point]], 0
-    option |= state == 3
-    code = characters < CODE_CHARACTERS and (option or signs * 20 >= characters)
-    return STRAIGHT if code else NATURAL, finish(one), finish(other), characters
-
-
-@compiled
-def _write_straight(data, start, stop, classes, straight, out, to):
-    begin, blank, at = to, False, start
-    while at < stop:
-        point, at = decode(data, at)
-        if classes[point] & SPACE:
-            blank = to > begin
-            continue
-        if blank:
-            out[to] = 0x20
-            to += 1
-            blank = False
-        to = _encode(straight[point], out, to)
-    return to
-
-
-@compiled
-def _write_natural(data, start, stop, classes, emitted, out, to):  # noqa: C901
-    begin, at = to, start
-    blank, marks, minus, previous = False, False, False, _START
-    while at < stop:
-        if data[at] < 0x80 and classes[data[at]] == LETTER:
-            if blank:
-                out[to] = 0x20
-                to += 1
-            while at < stop and data[at] < 0x80 and classes[data[at]] == LETTER:
-                out[to] = data[at] | 0x20
-                at, to = at + 1, to + 1
-            blank, marks, minus, previous = False, False, False, _REST
-            continue
-        point, at = decode(data, at)
-        kind = classes[point]
-        if kind & DROP:
-            continue
-        left = np.int64(0x20) if kind & SPACE else emitted[point]
+            own = combining[point]
+            if own or maybe[point]:
+                for base, within, above in (
+                    (starter, inner, ccc),
+                    (kept_starter, kept_inner, kept_ccc),
+                ):
+                    # A mark that composes with nothing goes before the one inside and out again.
+                    if own and (above > own or (within > own and maybe[point])):
+                        return SLOW, one, other, 0, begin
+                    free = above == 0 or (own and above < own)
+                    if free and base >= 0 and _composes(pairs, base, point):
+                        return SLOW, one, other, 0, begin
+            if own:
+                ccc = own
+                if not kind & DROP:
+                    kept_ccc = own
+            else:
+                starter, inner, ccc = point, trailing[point], 0
+                if not kind & DROP:
+                    kept_starter, kept_inner, kept_ccc = last[point], trailing[last[point]], 0
+        left = np.int64(0) if kind & DROP else emitted[point]
         while left:
             point = left & _LOW
             left >>= 21
@@ -238,6 +220,24 @@ def _write_natural(data, start, stop, classes, emitted, out, to):  # noqa: C901
                 to = _encode(_MINUS, out, to)
             to = _encode(point, out, to)
             blank, marks, minus, previous = False, False, False, _REST
+    option |= state == 3
+    code = characters < CODE_CHARACTERS and (option or signs * 20 >= characters)
+    return STRAIGHT if code else NATURAL, finish(one), finish(other), characters, to
+
+
+@compiled
+def _write_straight(data, start, stop, classes, straight, out, to):
+    begin, blank, at = to, False, start
+    while at < stop:
+        point, at = decode(data, at)
+        if classes[point] & SPACE:
+            blank = to > begin
+            continue
+        if blank:
+            out[to] = 0x20
+            to += 1
+            blank = False
+        to = _encode(straight[point], out, to)
     return to
 
 
@@ -261,14 +261,12 @@ def _fold_rows(
     ways, to = np.empty(len(offsets) - 1, np.uint8), 0
     for row in range(len(ways)):
         start, stop = offsets[row], offsets[row + 1]
-        way, one, other, sizes[row] = _look(
-            data, start, stop, classes, combining, trailing, maybe, last, pairs
-        )
         begin = to
+        way, one, other, sizes[row], to = _fold_row(
+            data, start, stop, classes, combining, trailing, maybe, last, emitted, pairs, out, to
+        )
         if way == STRAIGHT:
-            to = _write_straight(data, start, stop, classes, straight, out, to)
-        elif way == NATURAL:
-            to = _write_natural(data, start, stop, classes, emitted, out, to)
+            to = _write_straight(data, start, stop, classes, straight, out, begin)
         if to == begin and stop > start:
             way = SLOW
         ways[row], hashes[row, 0], hashes[row, 1] = way, one, other
