@@ -56,7 +56,7 @@ def demo(*, cache: str, smoke: bool) -> list[Step]:
 
     # Public pairs: sentences in 90 languages, questions in 28, and the standard library's code.
     public = ingest(
-        GettextSource(max_pairs_per_language=40 if smoke else 260),
+        GettextSource(max_pairs_per_language=22 if smoke else 260),
         ConversationsSource(max_pairs_per_language=20 if smoke else None),
         PycodeSource(max_characters=250 if smoke else 4000),
     )

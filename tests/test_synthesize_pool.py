@@ -99,7 +99,8 @@ def test_a_range_of_replicas_takes_the_room_that_nobody_waits_for(
         ranged = llm(server, replicas=(1, 3), max_concurrency=2, num_cpus=0.1)
         manifest = run_echo(str(tmp_path), [ranged], rows=30, executor="ray")
     assert manifest.ledger[0]["kept"] >= 30
-    assert 1 < manifest.stats["sums"]["One"]["replicas"] <= 3
+    # Three times two at once. Counted are starts: one that was let go may have been wanted again.
+    assert manifest.stats["sums"]["One"]["replicas"] > 1 and server.peak <= 6
 
 
 def test_a_range_of_replicas_gives_back_what_is_idle(tmp_path: Path, ray_session: None) -> None:

@@ -335,9 +335,9 @@ class _RayPool:
                 member.open, flying = member.open + 1, flying + 1
         if not member.todo and not member.open:
             self._let_go(member, mine)
-        elif member.todo:
+        elif len(member.todo) >= member.blocks_in_flight:  # a replica's worth of work waits
             self._grow(member, len(mine))
-        else:
+        elif not member.todo:
             self._shrink(member, mine)
 
     def _flying(self, actor: Any) -> int:
