@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 12  # texts that a thread works on at once: bounds what is in memory beside the texts
 SLOW_PIECE = 1 << 11
+_FEW = ["ten words are enough to be signed and to be compared" + end for end in ("", ".")]
 SETS = 1 << 10  # texts whose shingles a thread makes at once
 PAIRS = 1 << 14  # candidates compared at once
 ALIKE = 1 << 11  # pairs whose subjects are compared at once
@@ -38,7 +39,8 @@ def find_duplicates(
     texts: pl.Series, *, similarity: float, backend: str = DEFAULT_BACKEND
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each text the position of the one that stays for it, their Jaccard, and whether equal."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, ThreadPoolExecutor(1) as aside:
+        aside.submit(_load_comparison)
         same, form, pairs = _proposed(texts, backend, pool)
         edges, scores = _verified(texts, pairs, pool, similarity=similarity)
         first = components(len(texts), edges)[form]
@@ -52,9 +54,19 @@ def find_duplicates(
 
 
 def load_kernels() -> None:
-    """Load the compiled code now rather than with the first texts."""
-    text = "ten words are enough to be signed and to be compared"
-    find_duplicates(pl.Series([text, text + "."]), similarity=0.8)
+    """Load the compiled code that every text needs now rather than with the first texts."""
+    fast_keys(pl.Series(_FEW), backend=DEFAULT_BACKEND)
+
+
+def _load_comparison() -> None:
+    """Load the compiled code that candidates need, while texts are signed."""
+    from datagen.fold_kernel import fold_texts
+    from datagen.shingles import similarities
+    from datagen.subjects import same_subject
+
+    folded, pairs = fold_texts(pl.Series(_FEW)), np.array([[0, 1]])
+    components(2, pairs[similarities(folded, pairs) > 0])
+    same_subject(folded, pairs)
 
 
 def _proposed(

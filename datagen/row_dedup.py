@@ -40,9 +40,9 @@ def dedup_files(
     with ThreadPoolExecutor(1) as pool:
         pool.submit(load_kernels)  # half a second, while the disk and Arrow are busy
         rows, rejected = read_rows(inputs)
-    _give_back()
-    texts = text_values(rows, text_column)
-    usable = texts.str.contains(r"\S").fill_null(False).to_numpy()
+        _give_back()
+        texts = text_values(rows, text_column)
+        usable = texts.str.contains(r"\S").fill_null(False).to_numpy()
     rejected += rejected_texts(rows, np.flatnonzero(~usable), text_column, source=inputs[0])
     positions = np.flatnonzero(usable)
     texts = texts if usable.all() else texts.gather(positions)
