@@ -31,7 +31,8 @@ PIECE = 1 << 12  # texts that a thread works on at once: bounds what is in memor
 SLOW_PIECE = 1 << 11
 _FEW = ["ten words are enough to be signed and to be compared" + end for end in ("", ".")]
 SETS = 1 << 10  # texts whose shingles a thread makes at once
-PAIRS = 1 << 14  # candidates compared at once
+PAIRS = 1 << 15  # candidates whose shingles are in memory at once
+COMPARED = 1 << 13  # of them by a thread
 ALIKE = 1 << 11  # pairs whose subjects are compared at once
 
 
@@ -118,14 +119,27 @@ def _first(hashes: np.ndarray) -> np.ndarray:
 def _verified(
     texts: pl.Series, pairs: np.ndarray, pool: ThreadPoolExecutor, *, similarity: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs that are near-duplicates, and their Jaccard."""
+    """The pairs that are near-duplicates, and their Jaccard.
+
+    Pairs that others connect lie together, so that few texts are folded for more than one part.
+    """
+    order = np.argsort(components(len(texts), pairs)[pairs[:, 0]], kind="stable")
+    parts = [(pairs[:0], np.empty(0))]
+    parts += [_near(texts, pairs[at], pool, similarity=similarity) for at in _parts(order, PAIRS)]
+    edges, scores = zip(*parts, strict=True)
+    return np.concatenate(edges), np.concatenate(scores)
+
+
+def _near(
+    texts: pl.Series, pairs: np.ndarray, pool: ThreadPoolExecutor, *, similarity: float
+) -> tuple[np.ndarray, np.ndarray]:
     from datagen.shingles import jaccard
 
     rows, local = np.unique(pairs, return_inverse=True)
-    local = local.reshape(-1, 2)
     sets = _sets(texts, rows, pool)
     compare = partial(jaccard, sets, least=similarity)
-    scores = np.concatenate([np.empty(0), *pool.map(compare, _parts(local, PAIRS))])
+    parts = _parts(local.reshape(-1, 2), COMPARED)
+    scores = np.concatenate([np.empty(0), *pool.map(compare, parts)])
     alike = np.flatnonzero(scores >= similarity)
     about = partial(_same_subject, texts)
     kept = np.concatenate([np.empty(0, bool), *pool.map(about, _parts(pairs[alike], ALIKE))])
