@@ -607,9 +607,9 @@ def run() -> NoReturn:
     looking for some costs the short commands a third of a second. So does scipy's linear algebra,
     which numba loads where it finds it: none of the functions compiled here calls it."""
     gc.set_threshold(100_000)
-    sys.setswitchinterval(0.0005)  # a thread that reads waits ten times as long by default
     if sys.argv[1:2] in (["dedup"], ["decontaminate"]):
         sys.modules["scipy.linalg"] = None  # type: ignore[assignment]
+        sys.setswitchinterval(0.0005)  # a reading thread waits ten times as long by default
     status = main()
     gc.freeze()
     sys.exit(status)
