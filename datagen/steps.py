@@ -436,22 +436,25 @@ def run_step(
     folder = root.folder(step.place)
     digests = {name: read_manifest(place).digest for name, place in inputs.items()}
     identity, mark = _identity(step, digests), fingerprint(step, digests)
-    if drifted := _drifted(folder, mark, identity):
+    manifest = read_manifest(folder) if folder.exists(MANIFEST) else None
+    made = _made_by(folder, manifest)
+    if made is not None and made[0] != mark:
+        drifted = "; ".join(drifted_keys(made[1] or {}, identity)[:8])
         if not renew:
             raise UserError(
                 found=f"step {step.name!r} in {folder.uri} was made with another configuration: "
-                + "; ".join(drifted[:8]),
+                + drifted,
                 expected="the configuration that made it",
                 do="put the old value back, choose another --output, or delete it and the folders "
                 "after it",
             )
-        log.info("%s: made again, as %s", step.name, "; ".join(drifted[:8]))
+        log.info("%s: made again, as %s", step.name, drifted)
         root.delete_folder(step.place)
-    if folder.exists(MANIFEST):
-        manifest = read_manifest(folder)
+        manifest = made = None
+    if manifest is not None:
         log.info("%s: up to date (%s)", step.name, _counts(manifest))
         return manifest
-    if not folder.exists(STARTED):
+    if made is None:
         folder.write_json(STARTED, {"fingerprint": mark, "identity": identity})
 
     start = time.monotonic()
@@ -479,17 +482,14 @@ def run_step(
     return manifest
 
 
-def _drifted(folder: Folder, mark: str, identity: Mapping[str, Any]) -> list[str]:
-    """What differs from the configuration that made what is in the folder, or began to."""
-    if folder.exists(MANIFEST):
-        manifest = read_manifest(folder)
-        recorded, old = manifest.fingerprint, manifest.stats.get("identity")
-    elif folder.exists(STARTED):
+def _made_by(folder: Folder, manifest: Manifest | None) -> tuple[str, Any] | None:
+    """Fingerprint and identity of what made what is in the folder, or began to; None if nothing."""
+    if manifest is not None:
+        return manifest.fingerprint, manifest.stats.get("identity")
+    if folder.exists(STARTED):
         started = folder.read_json(STARTED)
-        recorded, old = started["fingerprint"], started["identity"]
-    else:
-        return []
-    return [] if recorded == mark else drifted_keys(old or {}, identity)
+        return started["fingerprint"], started["identity"]
+    return None
 
 
 def _counts(manifest: Manifest) -> str:
