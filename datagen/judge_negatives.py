@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datagen.minhash import mix
 from datagen.rerank import estimate
 from datagen.schema import UserError
 from datagen.steps import Context
@@ -35,7 +36,7 @@ JUDGE_MODEL_LEN = 2048
 TABLES = ("judged_negatives", "not_judged_negatives", "asked_negatives")
 _PLACES = 32  # folders of responses, by hash: those of a smaller sample are found again
 _EXAMPLES = 60  # turns, after which examples come in the same order again
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def draw_negatives(mined: Iterable[pa.Table], judge: NegativeJudge) -> list[dict
         seeds = np.array([number(f"{judge.seed}/negative/{key}") for key in ids], np.uint64)
         query = np.repeat(np.arange(len(ids)), counts)
         place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-        keys = _mixed(seeds[query] + place.astype(np.uint64) * np.uint64(_GOLDEN))
+        keys = mix(seeds[query] + place.astype(np.uint64) * np.uint64(_GOLDEN))
         lowest = np.argsort(keys, kind="stable")[: judge.sample]
         negatives = table["negatives"].combine_chunks().flatten().take(pa.array(lowest))
         positives = table["positives"].take(pa.array(query[lowest])).to_pylist()
@@ -126,13 +127,6 @@ def draw_negatives(mined: Iterable[pa.Table], judge: NegativeJudge) -> list[dict
     return rows + [
         {"query_id": q, "doc_id": doc, "side": "positive"} for q, doc in controls.items()
     ]
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """splitmix64: numbers that look drawn, from numbers that do not."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(_MIX1)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(_MIX2)
-    return values ^ (values >> np.uint64(31))
 
 
 def _with_texts(context: Context, drawn: Sequence[Mapping[str, Any]], llm: LLM) -> pa.Table:

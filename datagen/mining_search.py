@@ -67,9 +67,7 @@ def _searched(unit: Unit, view: Any, span: tuple[int, int], run: Any) -> pa.Tabl
         found = search.find()
         for name, best in (("listed", found.listed), ("below", found.below)):
             if best is not None:
-                member, rank = np.nonzero(best.rows >= 0)
-                rows = search.rows[best.rows[member, rank]]
-                flat[name].append((group.members[member], rank, rows, best.scores[member, rank]))
+                flat[name].append((*search.taken(best), best.scores[best.rows >= 0]))
         if found.below is not None:
             above[group.members] = found.below.above
     columns: dict[str, pa.Array] = {"above": pa.array(above)}

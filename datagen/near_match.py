@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from datagen.minhash import mix
 from datagen.near_index import (
     PART_WORDS,
     PIECE,
@@ -30,7 +31,7 @@ from datagen.near_index import (
     runs,
     text_shingles,
 )
-from datagen.near_tokens import NO_SHINGLE, Tokens, blocks, mix, tokenise
+from datagen.near_tokens import NO_SHINGLE, Tokens, blocks, tokenise
 
 TOGETHER, LEAST = 1.05, 0.05  # shares of words and of shingles together; of shingles
 CONTAINMENT = 0.6  # share of a part's shingles that the other text has

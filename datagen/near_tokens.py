@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from datagen.fold import UNSEGMENTED
+from datagen.minhash import mix
 
 NO_SHINGLE = 0
 _SHINGLE = 12  # units that make a shingle; a word has 4, a letter without blanks 3 or 2
@@ -31,13 +32,6 @@ _BASE, _INVERSE = 0x9E3779B97F4A7C15, pow(0x9E3779B97F4A7C15, -1, 1 << 64)
 _BLOCK = 1 << 20  # bytes handled at once: what stays in the cache
 _ADDRESS = r"\pL+://[^\s)>\]]+"
 _LETTER = rf"({UNSEGMENTED})"
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: every input bit reaches every output bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True, kw_only=True)

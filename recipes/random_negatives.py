@@ -49,13 +49,13 @@ class RandomNegatives:
 
         keys, positives = (self.rows[c].to_pylist() for c in ("query_id", "positives"))
         drawn = [self._draw(k, p, seed) for k, p in zip(keys, positives, strict=True)]
-        prompts, model = inspect_encoder(encoder).prompts, Encoder(encoder, dtype="bfloat16")
+        info, model = inspect_encoder(encoder), Encoder(encoder, dtype="bfloat16")
         numbers = np.unique(np.concatenate(drawn))
         some = take_ordered(self.documents.select(["title", "text"]), numbers).to_pylist()
         texts = [format_document(row["title"], row["text"]) for row in some]
         asked = self.rows["query"].to_pylist()
-        documents = model.encode(texts, prompt=prompts.get("document", ""), stored="float32")
-        queries = model.encode(asked, prompt=prompts.get("query", ""), stored="float32")
+        documents = model.encode(texts, prompt=info.document_prompt(), stored="float32")
+        queries = model.encode(asked, prompt=info.query_prompt(), stored="float32")
         lists, scores = [], []
         for query, own in zip(queries, drawn, strict=True):
             found = documents[np.searchsorted(numbers, own)] @ query

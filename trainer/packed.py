@@ -98,16 +98,14 @@ def pool(
     A mean leaves the first `skipped` tokens of each text out; of a text without others it is 0.
     """
     if pooling == "mean" and any(skipped):
-        kept = [
-            [place >= skip for place in range(length)]
-            for skip, length in zip(skipped, parts.lengths, strict=True)
-        ]
-        kept_T = torch.tensor([flag for row in kept for flag in row], device=states_TD.device)
+        lengths_B = parts.borders.diff()
+        first_B = parts.borders[:-1] + torch.tensor(skipped, device=states_TD.device)
+        place_T = torch.arange(len(states_TD), device=states_TD.device)
+        kept_T = place_T >= first_B.repeat_interleave(lengths_B)
         sums_BD = torch.segment_reduce(
             states_TD.float() * kept_T[:, None], "sum", offsets=parts.borders.long()
         )
-        counts_B = torch.tensor([max(1, sum(row)) for row in kept], device=states_TD.device)
-        return sums_BD / counts_B[:, None]
+        return sums_BD / (parts.borders[1:] - first_B).clamp(min=1)[:, None]
     if pooling == "mean":
         sums_BD = torch.segment_reduce(states_TD.float(), "sum", offsets=parts.borders.long())
         return sums_BD / parts.borders.diff()[:, None]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datagen.codes import UNKNOWN_SCRIPT, standard_language
+from datagen.minhash import mix
 from datagen.store import Folder, open_shard
 from datagen.synthesize.llm import LLM
 from datagen.synthesize.seeds import number
@@ -133,10 +134,7 @@ def _lowest(places: np.ndarray, count: int) -> np.ndarray:
 
 
 def _mixed(bits: np.ndarray) -> np.ndarray:
-    bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    return mix(bits + np.uint64(0x9E3779B97F4A7C15))
 
 
 def _take(
