@@ -96,9 +96,13 @@ def render(table: Table, runs: Mapping[str, Mapping[int, Mapping[str, float]]]) 
         cells = [line.label, str(len(own)), scores["tasks"].text(), _gap(gap)]
         cells += [scores[name].text() for name in names[1:]]
         body.append(cells + (_paper(line, first) if told else []))
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    parts = [f"## {table.title}", text, _reading(found, first.label), *table.notes, table.paper]
+    parts = [
+        f"## {table.title}",
+        _markdown(head, body),
+        _reading(found, first.label),
+        *table.notes,
+        table.paper,
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -144,9 +148,14 @@ def lifted(
     names = list(base)
     head = ["", "mean of tasks", "above the base", "mean of types", *names[2:]]
     own = [f"{base[name]:.1f}" for name in names]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], ["untrained base", own[0], "", *own[1:]]]
+    rows = [["untrained base", own[0], "", *own[1:]]]
     for label, runs in trained.items():
         cells = [interval([run[name] for run in runs.values()]).text() for name in names]
         lift = interval([run["tasks"] - base["tasks"] for run in runs.values()])
         rows.append([label, cells[0], _gap(lift), *cells[1:]])
-    return "## Training\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "## Training\n\n" + _markdown(head, rows)
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
