@@ -31,12 +31,14 @@ import pyarrow.parquet as pq
 
 from datagen.schema import DOCUMENT, QUERY, document_id
 from datagen.steps import Context, Step, run_steps
-from datagen.store import Folder, read_table, write_shard
+from datagen.store import Folder, read_manifest, read_table, write_shard
 from datagen.threads import side_by_side
 from datagen.topk import top_k
 from datagen.vectors import Embeddings, embedding_schema, embedding_table
 
 NEGATIVES, TIE = 10, 2e-6
+BEGINNING = 100  # characters of a text
+RANGE = 10_000  # documents that a worker searches
 
 PEER = """
 import sys, json, time
@@ -62,6 +64,28 @@ from datagen.mine_files import mine_files
 model, queries, documents, output, negatives, dtype, cache, margin = sys.argv[1:]
 mine_files(queries, documents, output, encoder=model, negatives=int(negatives), dtype=dtype,
     cache=cache, margin=float(margin))
+"""
+
+CLUSTER = """
+import os, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+for _ in range(2):
+    cluster.add_node(num_cpus=2)
+os.environ["RAY_ADDRESS"] = cluster.address
+here, model, queries, documents, cache, output = sys.argv[1:]
+sys.path.insert(0, here)
+import pyarrow.parquet as pq
+import ray
+from datagen.steps import run_steps
+from mining import RANGE, mining_steps
+more = {"documents_per_unit": RANGE, "actors": 3, "threads": 1, "name": "mine", "stored": "float16",
+    "cache": cache}
+steps = mining_steps(model, pq.read_table(queries), pq.read_table(documents), **more)
+run_steps(steps, output, executor="ray")
+assert len([node for node in ray.nodes() if node["Alive"]]) == 3
+ray.shutdown()
+cluster.shutdown()
 """
 
 SEARCH = """
@@ -170,14 +194,10 @@ def same_negatives(
     folder: Path, model: str, queries: pa.Table, documents: pa.Table, cache: str
 ) -> Iterator[str]:
     """Ours without clusters in both precisions, against the peer's, query by query."""
-    from datagen.mine import mine_negatives
-
-    work = partial(_write, queries=queries, documents=documents)
-    deduped = Step(name="deduped", version=1, config={}, inputs={}, work=work)
     found = {}
     for dtype in ("float32", "bfloat16"):
-        options = {"negatives": NEGATIVES, "dtype": dtype, "stored": "float32", "cache": cache}
-        mine = mine_negatives(deduped, encoder=model, name=f"mine-{dtype}", **options)
+        options = {"name": f"mine-{dtype}", "dtype": dtype, "cache": cache}
+        deduped, mine = mining_steps(model, queries, documents, **options)
         run_steps([deduped, mine], str(folder / "same"), executor="local")
         rows = read_table(Folder(str(folder / "same")).folder(mine.place), "mined")
         found[dtype] = rows.select(["negatives", "negative_scores"]).to_pylist()
@@ -222,6 +242,18 @@ def changed_document(folder: Path, model: str, documents: pa.Table, cache: str) 
         f"One of {len(texts):,} documents changed: {encoder.encoded} encoded, {encoder.found:,} "
         f"found in the cache, {seconds:.1f} s with loading the model.\n"
     )
+
+
+def mining_steps(
+    model: str, queries: pa.Table, documents: pa.Table, **options: Any
+) -> tuple[Step, Step]:
+    """The rows as a step, and their mining without clusters."""
+    from datagen.mine import mine_negatives
+
+    work = partial(_write, queries=queries, documents=documents)
+    deduped = Step(name="deduped", version=1, config={}, inputs={}, work=work)
+    options = {"negatives": NEGATIVES, "stored": "float32", **options}
+    return deduped, mine_negatives(deduped, encoder=model, **options)
 
 
 def unit_vectors(count: int, width: int, seed: int) -> np.ndarray:
@@ -288,21 +320,26 @@ def search_alone(folder: Path, sizes: Sequence[int], queries: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def exactness(folder: Path, queries: int, documents: int, *, real: str | None) -> str:
-    """Ids and order against brute force, in three block sizes."""
+def exactness(folder: Path, model: str, queries: pa.Table, documents: pa.Table) -> str:
+    """Ids and order against brute force in three block sizes, and mining on three nodes."""
     lines = [
-        f"## {queries:,} x {documents:,} against brute force, top 24\n",
+        f"## {len(queries):,} x {len(documents):,} against brute force, top 24\n",
         "| vectors | blocks | as float64 sums in numpy | as float32 products in numpy |",
         "|---|---|---|---|",
     ]
-    kinds = {"random": (unit_vectors(queries, 384, 1), unit_vectors(documents, 384, 2))}
-    if real is not None:
-        root = Folder(real)
-        shards = {
-            kind: [n for n in root.names() if n.startswith(kind)] for kind in ("query", "doc")
-        }
-        both = [Embeddings(root, shards[kind]) for kind in ("query", "doc")]
-        kinds["real"] = (both[0][: min(queries, both[0].shape[0])], both[1][:documents])
+    options = {"name": "mine", "stored": "float16", "cache": str(folder / "cache")}
+    steps = mining_steps(model, queries, documents, **options)
+    run_steps(steps, str(folder / "one"), executor="local")
+    root = Folder(str(folder / "one")).folder(steps[1].place)
+    real = [
+        Embeddings(root, [name for name in root.names() if name.startswith(kind)])[:]
+        for kind in ("query", "doc")
+    ]
+    sizes = len(queries), len(documents)
+    kinds = {
+        "random": [unit_vectors(count, 384, seed) for seed, count in enumerate(sizes)],
+        "real": real,
+    }
     for kind, (left, right) in kinds.items():
         exact, rounded = brute_force(left, right, np.float64), brute_force(left, right, np.float32)
         for blocks in ((256, 8192), (100, 5000), (1024, 16_384)):
@@ -315,6 +352,23 @@ def exactness(folder: Path, queries: int, documents: int, *, real: str | None) -
                 f"| {kind}, {len(left):,} x {len(right):,} | {blocks[0]} x {blocks[1]} "
                 f"| {same.sum():,} of {len(left):,} | {near.sum():,} (ties of rounding aside) |"
             )
+    names = [str(folder / f"{name}.parquet") for name in ("queries", "documents")]
+    for name, table in zip(names, (queries, documents), strict=True):
+        pq.write_table(table, name)
+    places = [str(Path(__file__).parent), model, *names, options["cache"], str(folder / "three")]
+    subprocess.run([sys.executable, "-c", CLUSTER, *places], check=True, capture_output=True)
+    shards = {
+        place: [
+            (shard.name, shard.sha256)
+            for shard in read_manifest(Folder(str(folder / place)).folder(steps[1].place)).shards
+        ]
+        for place in ("one", "three")
+    }
+    alike = "the same bytes" if shards["one"] == shards["three"] else "OTHER BYTES"
+    lines.append(
+        f"\nMining the real ones on three Ray nodes, in ranges of {RANGE:,} documents, gives "
+        f"{alike} as in one process ({len(shards['one'])} shards)."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -372,10 +426,14 @@ def _search(folder: Path, model: str, arguments: argparse.Namespace) -> str:
 
 
 def _exact(folder: Path, model: str, arguments: argparse.Namespace) -> str:
-    """With the real vectors that the comparison with the peer has left, if it ran."""
-    steps = folder / "same" / "steps" / "mine-float32"
+    """Real vectors are those of the beginnings of real texts, which take minutes to encode."""
     size = (500, 3_000) if arguments.small else (20_000, 50_000)
-    return exactness(folder, *size, real=str(steps) if steps.exists() else None)
+    queries, documents = (pl.DataFrame(rows) for rows in real_rows(arguments.tables, *size))
+    queries = queries.with_columns(pl.col("query").str.head(BEGINNING))
+    documents = documents.with_columns(pl.col("text").str.head(BEGINNING))
+    place = folder / "exact"
+    place.mkdir()
+    return exactness(place, model, queries.to_arrow(), documents.to_arrow())
 
 
 PARTS = {"peer": _peer, "search": _search, "exact": _exact}

@@ -1,12 +1,21 @@
-"""Samples per second of the trainer beside sentence-transformers', and the use of a GPU.
+"""Samples per second of the trainer beside those of its peers, and the use of a GPU.
 
-    python benchmarks/train.py --mix out/demo/mix --base out/demo/models/base   # two trainers
+    python benchmarks/train.py --mix out/demo/mix --base out/demo/models/base \\
+        [--f2llm CodeFuse-Embeddings/F2LLM]
     python benchmarks/train.py --gpu                                  # a random model, no files
 
-Both trainers get the same model, rows, order of batches, loss (cosines over 0.05, all documents of
-a batch against each query), learning rates, bf16 and threads, one after the other in a process of
-its own; the curves of their losses stand side by side. The GPU part trains an encoder of the shape
-of Llama-3.2-1B with random weights on random tokens. Writes Markdown to stdout and to --output.
+The peers are sentence-transformers and, where a checkout of it is named, F2LLM's script. Each pair
+gets the same model, rows, order of batches, loss (cosines over 0.05), learning rates, bf16 and
+threads, one after the other in a process of its own; the curves of their losses stand side by side.
+
+Of F2LLM's script the model, the losses and the loop run as they are, with torch's attention in
+place of flash-attn and without DeepSpeed, which need a GPU; nothing is validated or saved. Its
+texts are tokenised before the clock starts, as it does. It keeps bf16 weights, where ours and
+sentence-transformers keep fp32 ones and compute in bf16. It always recomputes activations; a second
+run of it does not.
+
+The GPU part trains an encoder of the shape of Llama-3.2-1B with random weights on random tokens.
+Writes Markdown to stdout and to --output.
 """
 
 import argparse
@@ -16,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,15 +46,16 @@ def _stage(arguments: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
-def ours(arguments: argparse.Namespace, output: str) -> dict[str, Any]:
+def ours(arguments: argparse.Namespace, output: str, **other: Any) -> dict[str, Any]:
     """The trainer as it is: reading, tokenising, steps; without loading and export."""
     from trainer.train import TrainConfig, train
 
-    config = TrainConfig(
-        mix=arguments.mix, base=arguments.base, output=output, stages=(_stage(arguments),),
-        loss="all", temperature=TEMPERATURE, micro_tokens=arguments.micro_tokens,
-        threads=arguments.threads, checkpoint_steps=10**6,
-    )  # fmt: skip
+    config = TrainConfig(**{
+        "mix": arguments.mix, "base": arguments.base, "output": output,
+        "stages": (_stage(arguments),), "loss": "all", "temperature": TEMPERATURE,
+        "micro_tokens": arguments.micro_tokens, "threads": arguments.threads,
+        "checkpoint_steps": 10**6, **other,
+    })  # fmt: skip
     record = train(config)
     lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
     return {
@@ -53,6 +64,95 @@ def ours(arguments: argparse.Namespace, output: str) -> dict[str, Any]:
         "tokens": record["tokens"],
         "losses": [json.loads(line)["loss"] for line in lines],
     }
+
+
+def _planned(arguments: argparse.Namespace) -> list[list[Any]]:
+    """The examples of each batch that our trainer makes."""
+    from trainer.data import StageData
+    from trainer.plan import stage_plan
+
+    stage = _stage(arguments)
+    data = StageData(arguments.mix, stage.name, negatives=stage.negatives)
+    return [data.examples(rows.tolist(), seed=0, epoch=0) for _, rows in stage_plan(data, stage, 0)]
+
+
+def f2llm(arguments: argparse.Namespace, output: str, *, recompute: bool) -> dict[str, Any]:
+    """F2LLM's model, losses and loop on the same rows in the same batches."""
+    import torch
+    from accelerate import Accelerator
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers import AutoTokenizer, get_scheduler
+
+    sys.path.insert(0, arguments.f2llm)
+    import model as peer_model  # type: ignore[import-not-found]
+    import utils as peer  # type: ignore[import-not-found]
+
+    load = peer_model.AutoModel.from_pretrained
+
+    def load_here(path: str, **options: Any) -> Any:
+        return load(path, dtype=options["torch_dtype"], attn_implementation="sdpa")
+
+    peer_model.AutoModel = SimpleNamespace(from_pretrained=load_here)
+    losses: list[float] = []
+
+    def keep(_: Any, values: dict[str, Any], __: int) -> None:
+        own = [float(v) for k, v in values.items() if "/training_loss" in k and "Avg" not in k]
+        losses.append(sum(own))
+
+    peer.write_tensorboard, peer.save_checkpoint = keep, lambda *_, **__: None
+    peer.validate = lambda *_, **__: None
+    torch.set_num_threads(arguments.threads)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.base, local_files_only=True)
+    names = {True: "msmarco", False: "amazon_polarity"}  # with in-batch negatives, without
+    batches, plan = [], _planned(arguments)
+    for examples in plan:
+        texts = [e.query for e in examples] + [e.positive for e in examples]
+        texts += [text for e in examples for text in e.negatives]
+        ids = tokenizer(texts, truncation=True, max_length=arguments.max_length)["input_ids"]
+        tensors = [torch.tensor(one) for one in ids]
+        sizes = torch.tensor([len(one) for one in ids])
+        padded = pad_sequence(tensors, batch_first=True, padding_value=tokenizer.pad_token_id)
+        mask = (torch.arange(padded.shape[1]) < sizes[:, None]).long()
+        batches.append({
+            "input_ids": padded, "seq_lens": sizes, "attention_mask": mask, "bs": len(examples),
+            "dataset_name": names[examples[0].in_batch],
+        })  # fmt: skip
+
+    class Loader:
+        loader_dict = dict.fromkeys(batch["dataset_name"] for batch in batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+        def reset_epoch(self, _: int) -> None:
+            pass
+
+        def __iter__(self) -> Any:
+            return iter(batches)
+
+    steps = len(batches)
+    settings = SimpleNamespace(
+        train_epochs=1, train_steps=steps, train_batch_size=arguments.batch_size, log_interval=1,
+        tb_dir=output, output_dir=output, use_mrl=False, kd_weight=1.0, min_lr=0.0,
+        validation_steps=10**9, checkpointing_steps=0,
+    )  # fmt: skip
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    model = peer_model.F2LLM(arguments.base, arguments.max_length, settings, accelerator)
+    if recompute:
+        model.lm.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(
+        [{"params": list(model.lm.parameters()), "lr": RATE}], weight_decay=0.01, betas=(0.9, 0.98)
+    )
+    schedule = get_scheduler(
+        "linear", optimizer=optimizer, num_warmup_steps=steps // 10, num_training_steps=steps
+    )
+    model.set_device()
+    rows = sum(len(examples) for examples in plan)
+    begin = time.monotonic()
+    peer.accelerate_train(
+        settings, accelerator, model, Loader(), {}, optimizer, schedule, rows, teacher=None
+    )
+    return {"seconds": time.monotonic() - begin, "rows": rows, "losses": losses[:steps]}
 
 
 def theirs(arguments: argparse.Namespace, output: str) -> dict[str, Any]:
@@ -66,16 +166,11 @@ def theirs(arguments: argparse.Namespace, output: str) -> dict[str, Any]:
         SentenceTransformerTrainingArguments,
     )
 
-    from trainer.data import StageData
-    from trainer.plan import stage_plan
-
-    stage = _stage(arguments)
-    data = StageData(arguments.mix, stage.name, negatives=stage.negatives)
-    plan = stage_plan(data, stage, 0)
-    examples = [e for _, rows in plan for e in data.examples(rows.tolist(), seed=0, epoch=0)]
+    stage, plan = _stage(arguments), _planned(arguments)
+    examples = [example for batch in plan for example in batch]
     columns = ["anchor", "positive", *(f"negative_{n}" for n in range(1, stage.negatives + 1))]
     table = {name: [e.texts[i] for e in examples] for i, name in enumerate(columns)}
-    starts = [sum(len(rows) for _, rows in plan[:i]) for i in range(len(plan) + 1)]
+    starts = [sum(map(len, plan[:i])) for i in range(len(plan) + 1)]
     batches = [list(range(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
 
     torch.set_num_threads(arguments.threads)
@@ -101,11 +196,22 @@ def theirs(arguments: argparse.Namespace, output: str) -> dict[str, Any]:
     return {"seconds": seconds, "rows": len(examples), "losses": losses}
 
 
+RUNS = {
+    "embedmix": ours,
+    "sentence-transformers": theirs,
+    "embedmix, last token, F2LLM's loss": partial(ours, loss="f2llm", pooling="last"),
+    "F2LLM's script": partial(f2llm, recompute=True),
+    "F2LLM's script, activations kept": partial(f2llm, recompute=False),
+}
+PAIRS = [list(RUNS)[:2], list(RUNS)[2:]]
+
+
 def compare(arguments: argparse.Namespace) -> str:
-    """Both trainers, `--repeats` times in turn; the fastest of each counts."""
+    """The trainers, `--repeats` times in turn; the fastest of each counts."""
+    pairs = PAIRS if arguments.f2llm else PAIRS[:1]
     best: dict[str, dict[str, Any]] = {}
     for _ in range(arguments.repeats):
-        for name in ("ours", "theirs"):
+        for name in (name for pair in pairs for name in pair):
             with tempfile.TemporaryDirectory() as folder:
                 found = Path(folder) / "found.json"
                 command = [sys.executable, __file__, *sys.argv[1:], "--one", name, str(found)]
@@ -113,26 +219,25 @@ def compare(arguments: argparse.Namespace) -> str:
                 result = json.loads(found.read_text())
             if name not in best or result["seconds"] < best[name]["seconds"]:
                 best[name] = result
-    rates = {name: r["rows"] / r["seconds"] for name, r in best.items()}
-    losses = {name: r["losses"] for name, r in best.items()}
-    apart = max(abs(a - b) for a, b in zip(losses["ours"], losses["theirs"], strict=True))
-    rows, tokens = best["ours"]["rows"], best["ours"]["tokens"]
+    one = best["embedmix"]
     lines = [
-        f"{rows} rows of {1 + 1 + arguments.negatives} texts, {tokens:,} different tokens in "
-        f"{len(losses['ours'])} batches of {arguments.batch_size}, {arguments.threads} threads, "
-        "bf16.",
+        f"{one['rows']} rows of {1 + 1 + arguments.negatives} texts, {one['tokens']:,} different "
+        f"tokens in {len(one['losses'])} batches of {arguments.batch_size}, {arguments.threads} "
+        f"threads, bf16; the fastest of {arguments.repeats}.",
         "",
-        "| trainer | rows/s | seconds | first loss | last loss |",
-        "|---|---|---|---|---|",
+        "| trainer | rows/s | seconds | ours is times | first loss | last loss | a step's differ |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, label in (("ours", "embedmix"), ("theirs", "sentence-transformers")):
-        curve = losses[name]
-        lines.append(
-            f"| {label} | {rates[name]:.2f} | {best[name]['seconds']:.1f} "
-            f"| {curve[0]:.4f} | {curve[-1]:.4f} |"
-        )
-    ratio = rates["ours"] / rates["theirs"]
-    return "\n".join([*lines, "", f"Ratio {ratio:.2f}; losses of a step differ by <= {apart:.3f}."])
+    for own, *others in pairs:
+        for name in (own, *others):
+            found, curve = best[name], best[name]["losses"]
+            apart = max(abs(a - b) for a, b in zip(best[own]["losses"], curve, strict=True))
+            lines.append(
+                f"| {name} | {found['rows'] / found['seconds']:.2f} | {found['seconds']:.1f} "
+                f"| {found['seconds'] / best[own]['seconds']:.2f} | {curve[0]:.4f} "
+                f"| {curve[-1]:.4f} | <= {apart:.3f} |"
+            )
+    return "\n".join(lines)
 
 
 def gpu(arguments: argparse.Namespace) -> str:
@@ -223,6 +328,7 @@ def main() -> None:
     parser.add_argument("--micro-tokens", type=int, default=16_384)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--f2llm", metavar="FOLDER", help="with F2LLM's run.py, to run it, too")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--shape", choices=("1b", "8b", "tiny"), default="1b")
     parser.add_argument("--loss", default="nemotron", help="of the GPU part")
@@ -234,8 +340,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         name, found = arguments.one
-        run = {"ours": ours, "theirs": theirs}[name]
-        Path(found).write_text(json.dumps(run(arguments, f"{found}.model")))
+        Path(found).write_text(json.dumps(RUNS[name](arguments, f"{found}.model")))
         return
     text = gpu(arguments) if arguments.gpu else compare(arguments)
     print(text)

@@ -68,7 +68,7 @@ def dedup(
     }
     return Step(
         name=name,
-        version=3,
+        version=4,
         config=config,
         inputs={"pairs": pairs} | ({"against": against} if against else {}),
         work=_work,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datagen.shingles import Sets
 
 PIECE = 1 << 12  # texts that a thread works on at once: bounds what is in memory beside the texts
-SLOW_PIECE = 1 << 11
+SLOW_PIECE = 1 << 9
 _FEW = ["ten words are enough to be signed and to be compared" + end for end in ("", ".")]
 SETS = 1 << 10  # texts whose shingles a thread makes at once
 PAIRS = 1 << 15  # candidates whose shingles are in memory at once
@@ -60,7 +60,7 @@ def load_kernels() -> None:
 
 
 def _load_comparison() -> None:
-    """Load the compiled code that candidates need, while texts are signed."""
+    """Load the compiled code that candidates need, and the slow way, while texts are signed."""
     from datagen.fold_kernel import fold_texts
     from datagen.shingles import similarities
     from datagen.subjects import same_subject
@@ -68,6 +68,7 @@ def _load_comparison() -> None:
     folded, pairs = fold_texts(pl.Series(_FEW)), np.array([[0, 1]])
     components(2, pairs[similarities(folded, pairs) > 0])
     same_subject(folded, pairs)
+    slow_keys(pl.Series(["a m², which only expressions fold"]), backend=DEFAULT_BACKEND)
 
 
 def _proposed(
@@ -78,19 +79,19 @@ def _proposed(
     plain, form = np.empty((2, len(texts), 2), np.uint64)
     bands, signed = np.empty((len(texts), BANDS), np.uint32), np.zeros(len(texts), bool)
 
-    def put(keys: TextKeys, at: np.ndarray) -> None:
+    def put(keys: TextKeys, at: np.ndarray | slice, where: np.ndarray) -> None:
         plain[at], form[at] = keys.plain, keys.form
-        bands[at[keys.where]] = keys.bands
-        signed[at[keys.where]] = True
+        bands[where], signed[where] = keys.bands, True
 
     def work(start: int) -> np.ndarray:
         keys, slow = fast_keys(texts.slice(start, PIECE), backend=backend)
-        put(keys, np.arange(start, start + len(keys.plain)))
+        put(keys, slice(start, start + len(keys.plain)), start + keys.where)
         return slow + start
 
     def work_slow(start: int) -> None:
         some = slow[start : start + SLOW_PIECE]
-        put(slow_keys(texts.gather(some), backend=backend), some)
+        keys = slow_keys(texts.gather(some), backend=backend)
+        put(keys, some, some[keys.where])
 
     slow = np.concatenate([[], *pool.map(work, range(0, len(texts), PIECE))]).astype(np.int64)
     list(pool.map(work_slow, range(0, len(slow), SLOW_PIECE)))
@@ -125,14 +126,17 @@ def _verified(
     """
     order = np.argsort(components(len(texts), pairs)[pairs[:, 0]], kind="stable")
     parts = [(pairs[:0], np.empty(0))]
-    parts += [_near(texts, pairs[at], pool, similarity=similarity) for at in _parts(order, PAIRS)]
-    edges, scores = zip(*parts, strict=True)
-    return np.concatenate(edges), np.concatenate(scores)
+    parts += [_alike(texts, pairs[at], pool, similarity=similarity) for at in _parts(order, PAIRS)]
+    edges, scores = map(np.concatenate, zip(*parts, strict=True))
+    about = partial(_same_subject, texts)
+    kept = np.concatenate([np.empty(0, bool), *pool.map(about, _parts(edges, ALIKE))])
+    return edges[kept], scores[kept]
 
 
-def _near(
+def _alike(
     texts: pl.Series, pairs: np.ndarray, pool: ThreadPoolExecutor, *, similarity: float
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Those of some pairs whose shingles are alike, and their Jaccard."""
     from datagen.shingles import jaccard
 
     rows, local = np.unique(pairs, return_inverse=True)
@@ -141,9 +145,7 @@ def _near(
     parts = _parts(local.reshape(-1, 2), COMPARED)
     scores = np.concatenate([np.empty(0), *pool.map(compare, parts)])
     alike = np.flatnonzero(scores >= similarity)
-    about = partial(_same_subject, texts)
-    kept = np.concatenate([np.empty(0, bool), *pool.map(about, _parts(pairs[alike], ALIKE))])
-    return pairs[alike[kept]], scores[alike[kept]]
+    return pairs[alike], scores[alike]
 
 
 def _sets(texts: pl.Series, rows: np.ndarray, pool: ThreadPoolExecutor) -> "Sets":

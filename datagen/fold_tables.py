@@ -32,6 +32,7 @@ class Tables(NamedTuple):
     maybe: np.ndarray  # bool: may compose with what precedes
     last: np.ndarray  # int32: what the compatibility form ends with
     emitted: np.ndarray  # int64: up to three code points, lower case, the first in the low bits
+    letters: np.ndarray  # int32: lower case of a letter that nothing else can happen to, else 0
     straight: np.ndarray  # int32: quotes in one form, for commands and formulas
     pairs: np.ndarray  # int64
 
@@ -69,7 +70,12 @@ def make_tables() -> Tables:
     straight = np.arange(SIZE, dtype=np.int32)
     for quotes, plain_quote in QUOTES.items():
         straight[[ord(c) for c in quotes]] = ord(plain_quote)
-    return Tables(classes, combining, trailing, maybe, last, emitted, straight, pairs)
+    is_letter = classes & ~np.uint8(DENSE) == LETTER
+    alone = is_letter & (combining == 0) & (trailing == 0) & ~maybe & (last == np.arange(SIZE))
+    alone &= (emitted > 0) & (emitted < SIZE)
+    alone[alone] = is_letter[emitted[alone]]
+    letters = np.where(alone, emitted, 0).astype(np.int32)
+    return Tables(classes, combining, trailing, maybe, last, emitted, letters, straight, pairs)
 
 
 def _is_complex(c: int, text: str, wide: str, form: str, maybe: np.ndarray) -> bool:

@@ -9,7 +9,7 @@ its first text, in order of preference, stands for it.
 Signatures are compiled loops (1 microsecond a text of 300 characters). rensa and datasketch can be
 chosen instead: the same estimate by other functions, two and fifty times slower, as a reference.
 
-Broder 1997. Cost: 12 s a million texts of 300 characters and core, half of it folding them.
+Broder 1997. Cost: 5 s a million texts of 300 characters and core, a third of it folding them.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from datagen.threads import Run
 if TYPE_CHECKING:
     from datagen.fold_kernel import Folded
 
-PERMUTATIONS, BANDS = 126, 21
+PERMUTATIONS, BANDS = 128, 21  # 126 of them are used; 128 fill the registers of a CPU
 SEED = 1
 NEIGHBOURS = 8  # members of a bucket that each member is compared with, besides the first
 DEFAULT_BACKEND = "numba"
@@ -40,7 +40,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 def _numba(tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     from datagen.shingles import sign
 
-    return sign(tokens, offsets, count=PERMUTATIONS, seed=SEED)
+    return sign(tokens, offsets, seed=SEED)
 
 
 def _rensa(tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -203,9 +203,12 @@ def band_pairs(column: np.ndarray, beside: np.ndarray) -> np.ndarray:
 
 def _shared(column: np.ndarray) -> np.ndarray:
     """Positions, ascending, of the values that occur more than once."""
-    order = np.argsort(column)
-    same = np.flatnonzero(column[order[1:]] == column[order[:-1]])
-    return np.unique(order[np.concatenate([same, same + 1])])
+    # Half the time of an argsort: numpy sorts whole numbers by vector instructions.
+    keys = column.astype(np.uint64) << np.uint64(32) | np.arange(len(column), dtype=np.uint64)
+    keys.sort()
+    same = np.flatnonzero((keys[1:] ^ keys[:-1]) >> np.uint64(32) == 0)
+    low = keys[np.concatenate([same, same + 1])] & np.uint64(0xFFFFFFFF)
+    return np.unique(low).astype(np.int64)
 
 
 def verified(

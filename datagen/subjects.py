@@ -8,7 +8,7 @@ hashes with their kind in the low bits; in scripts without blanks, words are cha
 import numpy as np
 import polars as pl
 
-from datagen.fold_kernel import blend, buffers, compiled, decode, finish
+from datagen.fold_kernel import blend, buffers, compiled, decode, finish, item
 from datagen.fold_tables import DENSE, DIGIT, SIZE, tables
 
 _NUMBER, _LETTER = 1, 2  # a word with a digit; a letter, a roman numeral, an operator
@@ -52,7 +52,7 @@ def _word_rows(data, offsets, classes, roman_points, operator_points, words, end
             if at < stop:
                 point, at = decode(data, at)
                 blank = point == 0x20
-                dense = point >= SIZE or classes[point] & DENSE != 0
+                dense = point >= SIZE or item(classes, point) & DENSE != 0
             else:
                 at += 1
             if letters and (blank or dense):
@@ -62,7 +62,7 @@ def _word_rows(data, offsets, classes, roman_points, operator_points, words, end
                 number, roman, operators = False, True, True
             if blank:
                 continue
-            digit = point < SIZE and classes[point] & DIGIT != 0
+            digit = point < SIZE and item(classes, point) & DIGIT != 0
             if digit:
                 order = blend(order, np.uint64(point))
             if dense:
@@ -75,8 +75,8 @@ def _word_rows(data, offsets, classes, roman_points, operator_points, words, end
             letters += 1
             value = blend(value, np.uint64(point))
             number |= digit
-            roman &= _contains(roman_points, point)
-            operators &= _contains(operator_points, point)
+            roman = roman and _contains(roman_points, point)
+            operators = operators and _contains(operator_points, point)
         words[begin:to].sort()
         ends[row + 1], digits[row] = to, order
 

@@ -17,6 +17,7 @@ from datagen.store import BATCH_ROWS, Folder
 
 STORED = {"float16": pa.float16(), "float32": pa.float32()}
 _MAPPED_BYTES = 1 << 28  # read from disk before the pages are given back
+_AROUND = 1 << 16  # Linux maps the 16 pages around one that is read
 
 
 def embedding_schema(key: str, stored: str) -> pa.Schema:
@@ -85,10 +86,15 @@ class Embeddings:
         out = np.empty((len(numbers), self.shape[1]), dtype=dtype)
         order = np.argsort(block, kind="stable")
         cuts = np.flatnonzero(np.diff(block[order])) + 1
+        mapped, each = 0, out.itemsize * self.shape[1]
+        if not isinstance(rows, slice):
+            each = max(each, _AROUND)
         for part in np.split(order, cuts) if len(order) else []:
             number = int(block[part[0]])
-            out[part] = self._block(number)[numbers[part] - self._starts[number]]
-        self._release(out.nbytes)
+            vectors = self._block(number)
+            out[part] = vectors[numbers[part] - self._starts[number]]
+            mapped += min(vectors.nbytes, each * len(part))
+        self._release(mapped)
         return out
 
     def _release(self, size: int) -> None:

@@ -1,6 +1,7 @@
 """The encoder against sentence-transformers itself, and what it refuses to load."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datagen import vectors as module
 from datagen.encode import Encoder, token_batches
 from datagen.encoder_model import inspect_encoder
 from datagen.schema import UserError
@@ -111,6 +113,37 @@ def test_a_folder_without_weights_is_the_users_to_mend(minilm, tmp_path):
     (tmp_path / "m" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="does not load"):
         Encoder(str(tmp_path / "m"), device="cpu")
+
+
+def resident_bytes(path: Path) -> int:
+    """Of a file that this process has mapped, as the kernel counts them."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            ours = line.endswith(str(path))
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is read from /proc")
+def test_pages_that_were_read_are_given_back(tmp_path, monkeypatch):
+    """A row here and there takes 16 pages each, so counting the rows' own bytes is not enough."""
+    monkeypatch.setattr(module, "_MAPPED_BYTES", 4 << 20)
+    schema, width = embedding_schema("doc_id", "float32"), 384
+    vectors = np.zeros((1 << 14, width), np.float32)
+    rows = pa.chunked_array([[str(i) for i in range(len(vectors))]])
+    table = embedding_table(rows, vectors, schema)
+    write_shard(Folder(str(tmp_path)), "vectors", 0, table, schema)
+    (shard,) = tmp_path.glob("*.arrow")
+    assert shard.stat().st_size > 24 << 20
+    stack = Embeddings(Folder(str(tmp_path)), [shard.name])
+    for start in range(0, 64, 4):
+        assert stack[np.arange(start, len(vectors), 64)].shape == (256, width)
+    assert resident_bytes(shard) <= 8 << 20
+    for start in range(0, len(vectors), 1024):
+        assert stack[start : start + 1024].shape == (1024, width)
+    assert resident_bytes(shard) <= 8 << 20
 
 
 @pytest.mark.parametrize("stored", ["float16", "float32"])

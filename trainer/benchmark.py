@@ -28,22 +28,22 @@ class BenchmarkTask:
 
     @property
     def name(self) -> str:
-        return str(self.task.metadata.name)
+        return str(self.metadata.name)
 
     @property
     def type(self) -> str:
         """Our word where there is one, else mteb's in small letters: reranking, summarization."""
-        kind = self.task.metadata.type
+        kind = self.metadata.type
         return _OURS.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
 
     @property
     def languages(self) -> tuple[str, ...]:
-        by_subset = self.task.metadata.hf_subsets_to_langscripts.values()
+        by_subset = self.metadata.hf_subsets_to_langscripts.values()
         return tuple(sorted({code for part in by_subset for code in _codes(part)}))
 
     @property
     def instruction(self) -> str | None:
-        told = self.task.metadata.prompt
+        told = self.metadata.prompt
         told = told.get("query") if isinstance(told, dict) else told
         return told or getattr(self.task, "abstask_prompt", None)
 
@@ -55,8 +55,12 @@ class BenchmarkTask:
         return isinstance(self.task, AbsTaskRetrieval)
 
     @property
+    def metadata(self) -> Any:
+        return self.task.metadata
+
+    @property
     def main_metric(self) -> str:
-        return str(self.task.metadata.main_score)
+        return str(self.metadata.main_score)
 
     @property
     def rows(self) -> dict[str, int]:
@@ -65,11 +69,11 @@ class BenchmarkTask:
 
     @property
     def folder(self) -> str:
-        return f"hub:{self.task.metadata.dataset['path']}"
+        return f"hub:{self.metadata.dataset['path']}"
 
     @property
     def digest(self) -> str:
-        return str(self.task.metadata.dataset["revision"])
+        return str(self.metadata.dataset["revision"])
 
     def load(self) -> None:
         """Fetch the data, or find it in the Hub's cache; UserError where neither works."""
@@ -89,7 +93,7 @@ class BenchmarkTask:
             for split in self.task.eval_splits:
                 for subset in self.task.hf_subsets:
                     scores = score_subset(self.task, encoder, split, subset, batch_size=batch_size)
-                    langs = self.task.metadata.hf_subsets_to_langscripts[subset]
+                    langs = self.metadata.hf_subsets_to_langscripts[subset]
                     parts.append({"split": split, "subset": subset, "languages": _codes(langs)})
                     parts[-1] |= {"main_score": scores["main_score"], "scores": scores}
         main = [part["main_score"] for part in parts]

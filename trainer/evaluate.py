@@ -23,7 +23,7 @@ from datagen import __version__
 from datagen.schema import UserError, format_query
 from datagen.store import Folder
 from trainer.benchmark import BenchmarkTask, find_benchmarks
-from trainer.scoring import METRICS, mteb_metadata, score_task
+from trainer.scoring import METRICS
 from trainer.tasks import EvaluationTask, find_tasks, load_task
 from trainer.text_encoder import TextEncoder, load_text_encoder, settings_digest, weights_digest
 
@@ -34,6 +34,7 @@ PARTIAL = "results.partial.json"
 _LIBRARIES = ("mteb", "sentence-transformers", "transformers", "torch", "scikit-learn", "numpy")
 
 Instructions = Literal["auto", "always", "never"]
+Task = EvaluationTask | BenchmarkTask
 
 
 def evaluate(
@@ -132,7 +133,7 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 
 
 def _evaluate_task(
-    task: EvaluationTask | BenchmarkTask,
+    task: Task,
     encoder: TextEncoder,
     identity: Mapping[str, Any],
     instructions: Instructions,
@@ -147,20 +148,19 @@ def _evaluate_task(
     if fingerprint in known:
         return {**known[fingerprint], "model": dict(identity)}
     started = time.monotonic()
-    if isinstance(task, BenchmarkTask):
-        task.load()
+    task.load()
     scores, *cut = (
-        _scores(task, encoder.for_task(prompts, width=width)) for width in (None, *widths)
+        task.score(encoder.for_task(prompts, width=width), batch_size=encoder.batch_size)
+        for width in (None, *widths)
     )
     encoder.forget()
-    if isinstance(task, BenchmarkTask):
-        task.unload()
+    task.unload()
     return {
         "task": task.name,
         "type": task.type,
         "languages": list(task.languages),
         "main_score": scores.pop("main_score"),
-        "main_metric": _main_metric(task),
+        "main_metric": task.main_metric,
         "subsets": scores.pop("subsets", None),
         "scores": scores,
         "matryoshka": {str(width): found for width, found in zip(widths, cut, strict=True)},
@@ -175,16 +175,6 @@ def _evaluate_task(
     }
 
 
-def _main_metric(task: EvaluationTask | BenchmarkTask) -> str:
-    return task.main_metric if isinstance(task, BenchmarkTask) else METRICS[task.type][2]
-
-
-def _scores(task: EvaluationTask | BenchmarkTask, encoder: TextEncoder) -> dict[str, Any]:
-    if isinstance(task, BenchmarkTask):
-        return task.score(encoder, batch_size=encoder.batch_size)
-    return score_task(task, encoder, batch_size=encoder.batch_size)
-
-
 def _known_results(target: Folder) -> dict[str, dict[str, Any]]:
     """Results of earlier runs into the same folder, by fingerprint."""
     found: dict[str, dict[str, Any]] = {}
@@ -195,7 +185,7 @@ def _known_results(target: Folder) -> dict[str, dict[str, Any]]:
 
 
 def task_prompts(
-    task: EvaluationTask | BenchmarkTask, saved: Mapping[str, str], *, instructions: Instructions
+    task: Task, saved: Mapping[str, str], *, instructions: Instructions
 ) -> dict[str, str]:
     """The prompt in front of each side's texts: `query` and `document`, or `text` for both."""
     wanted = instructions == "always"
@@ -208,10 +198,9 @@ def task_prompts(
     return {side: "" if side == "document" else prompt for side in sides}
 
 
-def _saved_prompt(task: EvaluationTask | BenchmarkTask, saved: Mapping[str, str], side: str) -> str:
+def _saved_prompt(task: Task, saved: Mapping[str, str], side: str) -> str:
     from mteb.models.abs_encoder import get_prompt
     from mteb.types import PromptType
 
     kind = None if side == "text" else PromptType(side)
-    metadata = task.task.metadata if isinstance(task, BenchmarkTask) else mteb_metadata(task)
-    return get_prompt(dict(saved), metadata, kind) or ""
+    return get_prompt(dict(saved), task.metadata, kind) or ""

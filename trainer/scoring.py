@@ -11,11 +11,12 @@ its result cache would give one checkpoint the scores of another.
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from trainer.tasks import EvaluationTask
+if TYPE_CHECKING:
+    from trainer.tasks import EvaluationTask
 
 SPLIT, SUBSET = "test", "default"
 # task type -> (mteb's type, its class, the main score)
@@ -46,7 +47,7 @@ _ATTRIBUTES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def score_task(task: EvaluationTask, encoder: Any, *, batch_size: int) -> dict[str, Any]:
+def score_task(task: "EvaluationTask", encoder: Any, *, batch_size: int) -> dict[str, Any]:
     """All scores of mteb for one task (its `main_score` among them); JSON values, NaN as None.
 
     `encoder` follows mteb's EncoderProtocol and minds its own threads. Deterministic: mteb seeds
@@ -80,7 +81,7 @@ def score_subset(
     return {name: found[name] for name in sorted(found)}
 
 
-def mteb_metadata(task: EvaluationTask) -> Any:
+def mteb_metadata(task: "EvaluationTask") -> Any:
     """The metadata mteb asks for, without languages: it knows fewer of them than tasks have."""
     from mteb.abstasks.task_metadata import TaskMetadata
 
@@ -97,7 +98,7 @@ def mteb_metadata(task: EvaluationTask) -> Any:
     )
 
 
-def _mteb_task(task: EvaluationTask) -> Any:
+def _mteb_task(task: "EvaluationTask") -> Any:
     import mteb.abstasks
 
     base = getattr(mteb.abstasks, METRICS[task.type][1])
@@ -111,7 +112,7 @@ def _mteb_task(task: EvaluationTask) -> Any:
     return made
 
 
-def _retrieval_data(task: EvaluationTask) -> dict[str, Any]:
+def _retrieval_data(task: "EvaluationTask") -> dict[str, Any]:
     relevant: dict[str, dict[str, int]] = {}
     for row in task.tables["qrels"].to_pylist():
         relevant.setdefault(row["query_id"], {})[row["doc_id"]] = row["score"]
@@ -125,16 +126,16 @@ def _retrieval_data(task: EvaluationTask) -> dict[str, Any]:
     return {SUBSET: {SPLIT: split}}
 
 
-def _pair_data(task: EvaluationTask) -> dict[str, Any]:
+def _pair_data(task: "EvaluationTask") -> dict[str, Any]:
     return {SPLIT: _dataset(task.tables["pairs"])}
 
 
-def _bitext_data(task: EvaluationTask) -> dict[str, Any]:
+def _bitext_data(task: "EvaluationTask") -> dict[str, Any]:
     names = {"text_a": "sentence1", "text_b": "sentence2"}
     return {SPLIT: _dataset(task.tables["pairs"].rename_columns(names))}
 
 
-def _classification_data(task: EvaluationTask) -> dict[str, Any]:
+def _classification_data(task: "EvaluationTask") -> dict[str, Any]:
     # Labels as numbers, those of the test rows first: with two of them mteb also scores average
     # precision, which takes 0 and 1 only.
     tested = set(task.tables["test"]["label"].to_pylist())
@@ -150,11 +151,11 @@ def _classification_data(task: EvaluationTask) -> dict[str, Any]:
     }
 
 
-def _clustering_data(task: EvaluationTask) -> dict[str, Any]:
+def _clustering_data(task: "EvaluationTask") -> dict[str, Any]:
     return {SPLIT: _dataset(task.tables["items"])}
 
 
-_DATA: Mapping[str, Callable[[EvaluationTask], dict[str, Any]]] = {
+_DATA: Mapping[str, Callable[["EvaluationTask"], dict[str, Any]]] = {
     "retrieval": _retrieval_data,
     "sts": _pair_data,
     "bitext": _bitext_data,

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from datagen.schema import TASKS, UserError
 from datagen.store import Folder
+from trainer.scoring import METRICS, mteb_metadata, score_task
 
 log = logging.getLogger("embedmix")
 
@@ -62,6 +63,25 @@ class EvaluationTask:
     @property
     def rows(self) -> dict[str, int]:
         return {name: table.num_rows for name, table in self.tables.items()}
+
+    @property
+    def metadata(self) -> Any:
+        """As mteb has it."""
+        return mteb_metadata(self)
+
+    @property
+    def main_metric(self) -> str:
+        return METRICS[self.type][2]
+
+    def load(self) -> None:
+        """The tables are in memory."""
+
+    def score(self, encoder: Any, *, batch_size: int) -> dict[str, Any]:
+        """All scores of mteb, and `main_score`."""
+        return score_task(self, encoder, batch_size=batch_size)
+
+    def unload(self) -> None:
+        """The tables stay."""
 
 
 def find_tasks(places: str | Sequence[str], *, only: Sequence[str] = ()) -> list[str]:

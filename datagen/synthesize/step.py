@@ -109,7 +109,7 @@ def synthesize(
     )
     return Step(
         name=name,
-        version=3,
+        version=4,
         config=config,
         inputs=inputs,
         work=work,
