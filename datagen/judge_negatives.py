@@ -13,6 +13,7 @@ Wilson's with the number of negatives that are independent of each other. Cost: 
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from datagen.minhash import mix
 from datagen.rerank import estimate
 from datagen.schema import UserError
-from datagen.steps import Context
+from datagen.steps import Context, Step
 from datagen.store import open_shard
 from datagen.synthesize.judge import JudgeMember
 from datagen.synthesize.kinds import check_prompts
@@ -41,7 +42,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NegativeJudge:
-    """What mining asks an LLM about `sample` of its negatives; `cache` has packaged models."""
+    """Which LLM is asked about how many negatives; `cache` has packaged models."""
 
     llm: LLM
     cache: str
@@ -72,18 +73,33 @@ def judge_llm(model: str, *, key_variable: str = "") -> LLM:
     return dataclasses.replace(llm, max_model_len=JUDGE_MODEL_LEN, **sampling)
 
 
-def judge_mined(context: Context, judge: NegativeJudge) -> None:
-    """Judge a sample of the table `mined` of this step, which mined its input `deduped`."""
+def judge_negatives(
+    mined: Step, deduped: Step, judge: NegativeJudge, *, name: str = "judge_negatives"
+) -> Step:
+    """Verdicts on a sample of what `mined` found for `deduped`: the table `judged_negatives`.
+
+    A step of its own: another judge or sample searches nothing again. In a report, name it among
+    the steps.
+    """
+    return Step(
+        name=name,
+        version=1,
+        config=judge.config(),
+        inputs={"mined": mined, "deduped": deduped},
+        work=partial(_work, judge=judge),
+        summary="let an LLM judge a sample of the negatives",
+    )
+
+
+def _work(context: Context, *, judge: NegativeJudge) -> None:
     from datagen.synthesize.pool import BLOCK_REQUESTS
     from datagen.synthesize.step import ask
 
-    names = [shard.name for shard in context.shards if shard.table == "mined"]
-    drawn = draw_negatives((open_shard(context.folder, name) for name in names), judge)
+    names = context.input_shards("mined", "mined")
+    drawn = draw_negatives((open_shard(context.inputs["mined"], name) for name in names), judge)
     rows = _with_texts(context, drawn, judge.llm)
-    first = len(context.shards)
     context.write("sampled_negatives", rows, SAMPLED, rows_per_shard=4096)
-    shards = [shard.name for shard in context.shards[first:]]
-    blocks = _blocks(context, judge, rows, shards)
+    blocks = _blocks(context, judge, rows, [shard.name for shard in context.shards])
     member = JudgeMember(judge.llm, blocks, block_requests=BLOCK_REQUESTS)
     ask(
         context,
@@ -94,11 +110,10 @@ def judge_mined(context: Context, judge: NegativeJudge) -> None:
         tables=TABLES,
         responses=judge.responses,
     )
-    first = len(context.shards)
     context.collect(member.records[index] for index in sorted(member.records))
     verdicts = [
         open_shard(context.folder, shard.name)
-        for shard in context.shards[first:]
+        for shard in context.shards
         if shard.table == TABLES[0]
     ]
     table = pa.concat_tables([VERDICTS.empty_table(), *verdicts])

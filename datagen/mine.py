@@ -27,7 +27,6 @@ from datagen.encoder_model import (
     encoder_model,
     inspect_unit_encoder,
 )
-from datagen.judge_negatives import NegativeJudge, judge_mined
 from datagen.mining_facts import mining_facts
 from datagen.mining_plan import make_plan, write_plan
 from datagen.mining_rules import Rules
@@ -49,7 +48,6 @@ def mine_negatives(
     candidates: int = 0,
     embedded: Step | None = None,
     teachers: Sequence[Step] = (),
-    judge: NegativeJudge | None = None,
     queries_per_unit: int = 4096,
     documents_per_unit: int = 1 << 20,
     name: str = "mine",
@@ -62,8 +60,7 @@ def mine_negatives(
     `embedding` are as in `embed_texts`; `embedded` is a step that has encoded the same texts so
     already, `teachers` are such steps with other encoders: scores are then the mean of all, or
     each has negatives of its own (`rules.teachers`). More than `documents_per_unit` documents are
-    searched in ranges of so many, each by any of the workers, with the same result. A `judge` says
-    of a sample how many answer their query after all (datagen.judge_negatives).
+    searched in ranges of so many, each by any of the workers, with the same result.
     """
     rules = rules or Rules(negatives=negatives, margin=margin)
     embed_step = embed_texts(deduped, encoder=encoder, **embedding)
@@ -73,7 +70,6 @@ def mine_negatives(
         "candidates": candidates,
         "queries_per_unit": queries_per_unit,
         "documents_per_unit": documents_per_unit,
-        **({"judge": judge.config()} if judge else {}),
     }
     _refuse_candidates_of_each(rules, candidates)
     earlier = {f"teacher_{i}": step for i, step in enumerate(teachers)}
@@ -83,7 +79,7 @@ def mine_negatives(
         version=3,
         config=config,
         inputs={"deduped": deduped, **earlier},
-        work=partial(_mine, encode=embed_step.work, judge=judge, **_resources(**embedding)),
+        work=partial(_mine, encode=embed_step.work, **_resources(**embedding)),
         summary="encode queries and documents, find hard negatives by exact top-k",
     )
 
@@ -176,7 +172,6 @@ def _mine(
     context: Context,
     *,
     encode: Callable[[Context], Any],
-    judge: NegativeJudge | None,
     threads: int,
     workers: Workers,
 ) -> None:
@@ -217,8 +212,6 @@ def _mine(
     for name in chain.from_iterable(found):
         context.folder.delete(name)
     context.shards = [shard for shard in context.shards if shard.table != "found"]
-    if judge is not None:
-        judge_mined(context, judge)
 
 
 def _search(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datagen.encoder_model import EncoderModel, encoder_model, inspect_unit_encoder
-from datagen.judge_negatives import NegativeJudge
+from datagen.judge_negatives import NegativeJudge, judge_negatives
 from datagen.mine import embed_texts, mine_negatives
 from datagen.mine_input import MiningInput, read_mining_input
 from datagen.mining_rules import Rules
@@ -65,20 +65,22 @@ def mine_files(
         rules=rules,
         candidates=candidates,
         teachers=teachers,
-        judge=judge,
         **embedding,
     )
+    judging = [judge_negatives(mine, read, judge)] if judge else []
     folder = Folder(output)
     work = folder.folder(".work")
-    manifest = run_steps([read, *teachers, mine], work.uri, executor=executor)["mine"]
+    done = run_steps([read, *teachers, mine, *judging], work.uri, executor=executor)
+    manifest = done["mine"]
     place = work.folder(mine.place)
     mined = _as_given(read_table(place, "mined"), data)
     result = _counts(mined, data, manifest, rules)
     if ranker is not None:
         result["false_negatives"] = judge_sample(ranker, mined, data, seed=rules.seed)
-    if judge is not None:
-        result["judged_negatives"] = manifest.stats["judged_negatives"]
-        write_parquet(folder, "judged.parquet", _judged_as_given(place, manifest, data))
+    for step in judging:
+        judged, verdicts = done[step.name], work.folder(step.place)
+        result["judged_negatives"] = judged.stats["judged_negatives"]
+        write_parquet(folder, "judged.parquet", _judged_as_given(verdicts, judged, data))
     kept = pc.greater(pc.list_value_length(mined["negatives"]), 0).to_numpy()
     keep = kept if rules.too_few == "drop" else None
     write_parquet(folder, "mined.parquet", mined, keep=keep)

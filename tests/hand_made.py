@@ -61,13 +61,18 @@ def vectors_by_hand(deduped, model, rows, *, name="vectors"):
     return Step(name=name, version=1, config=config, inputs={"deduped": deduped}, work=work)
 
 
-def mine_by_hand(output, model, queries, documents, **options):
-    """Mined rows by query id, and the manifest."""
+def steps_by_hand(model, queries, documents, **options):
+    """What is mined, its vectors, and mining."""
     rows = {"queries": queries, "documents": documents}
     write = partial(write_tables, **rows, rows_per_shard=7)
     deduped = Step(name="deduped", version=1, config={}, inputs={}, work=write)
     vectors = vectors_by_hand(deduped, model, rows)
-    mine = mine_negatives(deduped, encoder=model, embedded=vectors, **options)
-    manifest = run_steps([deduped, vectors, mine], str(output), executor="local")["mine"]
+    return deduped, vectors, mine_negatives(deduped, encoder=model, embedded=vectors, **options)
+
+
+def mine_by_hand(output, model, queries, documents, **options):
+    """Mined rows by query id, and the manifest."""
+    steps = steps_by_hand(model, queries, documents, **options)
+    manifest = run_steps(steps, str(output), executor="local")["mine"]
     mined = read_table(Folder(str(output)).folder("steps/mine"), "mined").to_pylist()
     return {row["query_id"]: row for row in mined}, manifest

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from endpoint_server import EndpointServer
-from hand_made import document, mine_by_hand, query
+from hand_made import document, query, steps_by_hand
 from hand_made import model as model
 from test_synthesize_step import paid, served
 
 from datagen.cli import main
-from datagen.judge_negatives import NegativeJudge, draw_negatives
+from datagen.judge_negatives import NegativeJudge, draw_negatives, judge_negatives
 from datagen.report_tables import FACTS, check_tables
 from datagen.schema import MINED, UserError
+from datagen.steps import run_steps
 from datagen.store import Folder, read_table, verify
 from datagen.synthesize.llm import LLM
 
@@ -49,8 +50,16 @@ def judged(output: Path, model: str, judge: NegativeJudge) -> tuple[list[dict[st
     documents = [document(f"d{i}", 30 + i, text=LATER.format(i)) for i in range(8, 16)]
     documents += [document(f"p{i}", 0, text=LATER.format(i)) for i in (21, 22)]
     queries = [query("a", 0, ["p21"], query="odd?", language="eng"), query("b", 0, ["p22"])]
-    _, manifest = mine_by_hand(output, model, queries, documents, judge=judge)
-    return read_table(Folder(f"{output}/steps/mine"), "judged_negatives").to_pylist(), manifest
+    manifest = mine_and_judge(output, model, queries, documents, judge)
+    place = Folder(f"{output}/steps/judge_negatives")
+    return read_table(place, "judged_negatives").to_pylist(), manifest
+
+
+def mine_and_judge(output, model, queries, documents, judge: NegativeJudge) -> Any:
+    """The manifest of what the judge said."""
+    deduped, vectors, mine = steps_by_hand(model, queries, documents)
+    steps = [deduped, vectors, mine, judge_negatives(mine, deduped, judge)]
+    return run_steps(steps, str(output), executor="local")["judge_negatives"]
 
 
 def test_verdicts_reasons_estimate_and_ledger(tmp_path, model):
@@ -71,17 +80,15 @@ def test_verdicts_reasons_estimate_and_ledger(tmp_path, model):
     assert (facts["positives"], facts["positives_found"]) == (2, 1)  # 22 is even
     (line,) = [row for row in manifest.ledger if row["source"] == "Judge/negative"]
     assert (line["rows_in"], line["kept"], line["dropped"]) == (18, 14, {"invalid_json": 4})
-    assert verify(Folder(f"{tmp_path}/steps/mine")) == []
-    (table,) = check_tables({**dict.fromkeys(FACTS, {}), "judged_negatives": {"mine": facts}})
-    assert table["title"] == "mine, judged_negatives" and table["rows"][0]["rate"] == 0.5
+    assert verify(Folder(f"{tmp_path}/steps/judge_negatives")) == []
+    (table,) = check_tables({**dict.fromkeys(FACTS, {}), "judged_negatives": {"judge": facts}})
+    assert table["title"] == "judge, judged_negatives" and table["rows"][0]["rate"] == 0.5
 
 
 def test_nothing_mined_is_nothing_judged(tmp_path, model):
     llm = LLM(name="J", model="m", licence="MIT", endpoint="http://127.0.0.1:9/v1")
     judge = NegativeJudge(llm=llm, cache="")
-    _, manifest = mine_by_hand(
-        tmp_path, model, [query("a", 0, ["p"])], [document("p", 0)], judge=judge
-    )
+    manifest = mine_and_judge(tmp_path, model, [query("a", 0, ["p"])], [document("p", 0)], judge)
     facts = manifest.stats["judged_negatives"]
     assert (facts["asked"], facts["judged"], facts["rate"]) == (0, 0, None)
 
@@ -97,6 +104,17 @@ def test_a_larger_sample_asks_only_for_what_is_new(tmp_path, model):
         many, manifest = judged(tmp_path / "many", model, NegativeJudge(sample=16, **more))
     assert {row["request"] for row in few} <= {row["request"] for row in many}
     assert paid(server) - before <= manifest.stats["judged_negatives"]["asked"] - len(few)
+
+
+def test_what_was_mined_before_is_judged_without_mining_again(tmp_path, model, caplog):
+    steps = steps_by_hand(model, [query("a", 0, ["p"])], [document("p", 0)])
+    run_steps(steps, str(tmp_path), executor="local")
+    llm = LLM(name="J", model="m", licence="MIT", endpoint="http://127.0.0.1:9/v1")
+    judge = judge_negatives(steps[-1], steps[0], NegativeJudge(llm=llm, cache=""))
+    with caplog.at_level("INFO", logger="embedmix"):
+        done = run_steps([*steps, judge], str(tmp_path), executor="local")
+    assert "mine: up to date" in caplog.text and "judge_negatives: done" in caplog.text
+    assert done["judge_negatives"].stats["judged_negatives"]["asked"] == 0
 
 
 def mined_table(first: int, count: int, negatives: int) -> pa.Table:
