@@ -5,13 +5,14 @@ large one; inside a source a query id is a hash, so its first rows are a random 
 gives the same rows. Cost: one pass over three columns; only the texts of the sampled rows are read.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from datagen.mix_shards import Sharded, take_ordered
 from datagen.store import Folder, Manifest, open_shard
 
 SHOWN_POSITIVES = 3
@@ -30,7 +31,7 @@ def sample_rows(folder: Folder, manifest: Manifest, *, per_task: int) -> dict[st
             chosen.setdefault(task, [(shard, row, stage) for shard, row in places])
     rows = _read(folder, {place[:2] for places in chosen.values() for place in places})
     numbers = {n for row in rows.values() for n in _shown_numbers(row)}
-    documents = read_documents(folder, manifest, numbers)
+    documents = _read_documents(folder, numbers)
     return {
         task: [_with_texts(rows[shard, row], documents, stage) for shard, row, stage in places]
         for task, places in sorted(chosen.items())
@@ -77,16 +78,12 @@ def _read(folder: Folder, places: Iterable[tuple[str, int]]) -> dict[tuple[str, 
     return found
 
 
-def read_documents(folder: Folder, manifest: Manifest, numbers: Iterable[int]) -> dict[int, dict]:
+def _read_documents(folder: Folder, numbers: set[int]) -> dict[int, dict]:
     """Documents of a mix by row number."""
-    shards = manifest.table("documents")
-    starts = list(accumulate((shard.rows for shard in shards), initial=0))
-    places = {}
-    for number in numbers:
-        shard = bisect_right(starts, number) - 1
-        places[number] = (shards[shard].name, number - starts[shard])
-    rows = _read(folder, places.values())
-    return {number: rows[place] for number, place in places.items()}
+    documents, rows = Sharded.of(folder, "documents"), np.array(sorted(numbers), np.int64)
+    parts = [take_ordered(documents.open(i), own) for i, own in documents.places(rows)]
+    found = chain.from_iterable(part.to_pylist() for part in parts)
+    return dict(zip(rows.tolist(), found, strict=True))
 
 
 def _shown_numbers(row: Mapping[str, Any]) -> list[int]:
