@@ -19,13 +19,17 @@ Writes Markdown to stdout and to --output.
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,7 +224,14 @@ def compare(arguments: argparse.Namespace) -> str:
             if name not in best or result["seconds"] < best[name]["seconds"]:
                 best[name] = result
     one = best["embedmix"]
+    names = ("torch", "transformers", "sentence-transformers", "accelerate")
     lines = [
+        "# Training beside peers",
+        "",
+        f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores; Python "
+        f"{platform.python_version()}, {', '.join(f'{n} {version(n)}' for n in names)}. Made by "
+        f"`python benchmarks/train.py {shlex.join(sys.argv[1:])}`.",
+        "",
         f"{one['rows']} rows of {1 + 1 + arguments.negatives} texts, {one['tokens']:,} different "
         f"tokens in {len(one['losses'])} batches of {arguments.batch_size}, {arguments.threads} "
         f"threads, bf16; the fastest of {arguments.repeats}.",

@@ -336,8 +336,10 @@ def _run_ray(
         yield record
 
 
-def start_ray() -> None:
+def start_ray(*, show_workers: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS or `ray job submit` names, else start Ray here.
+
+    `show_workers` prints what workers print.
 
     Ray left to itself looks for a cluster on this machine and waits for one that has died.
     """
@@ -346,7 +348,7 @@ def start_ray() -> None:
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address=address, log_to_driver=show_workers, logging_level=logging.WARNING)
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False  # Progress prints what happened, in the words of the step.
     data.max_errored_blocks = 0

@@ -1,9 +1,12 @@
 """Train on a mix: base, two runs, their merge, and the scores of all four.
 
     python recipes/train.py --recipe demo --mix out/demo/mix --output out/demo
+    ray job submit --working-dir . -- python recipes/train.py --recipe demo --workers 8 \\
+        --mix /shared/demo/mix --output /shared/demo
 
-Leaves OUTPUT/models/{base,run-1,run-2,merged} and OUTPUT/results.json. What is up to date is not
-made again.
+With --workers each run is spread over so many workers of the Ray cluster, else the runs are
+processes of this machine, side by side. Leaves OUTPUT/models/{base,run-1,run-2,merged} and
+OUTPUT/results.json. What is up to date is not made again.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from datagen.store import Folder, read_manifest
 from trainer.base import prepare_base
 from trainer.evaluate import evaluate
 from trainer.merge import merge
+from trainer.ray_train import train_on_ray
 from trainer.train import StageConfig, TrainConfig, train
 
 log = logging.getLogger("embedmix")
@@ -86,12 +90,16 @@ def _log_to_stdout() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def run(configs: list[TrainConfig], *, output: Path) -> None:
+def run(configs: list[TrainConfig], *, output: Path, workers: int | None = None) -> None:
     """Train each configuration, merge the results, and score base, runs and merge."""
     models = output / "models"
     runs = [config.output for config in configs]
-    with ProcessPoolExecutor(len(configs), mp_context=get_context("spawn")) as pool:
-        list(pool.map(train_one, configs))
+    if workers is None:
+        with ProcessPoolExecutor(len(configs), mp_context=get_context("spawn")) as pool:
+            list(pool.map(train_one, configs))
+    else:
+        for config in configs:
+            train_on_ray(config, workers=workers)
     merge(runs, str(models / "merged"))
     tasks = str(output / "steps" / "hold_out" / "tasks")
     results = {}
@@ -111,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True, help="one of " + ", ".join(RECIPES))
     parser.add_argument("--mix", required=True, help="folder of a finished mix")
     parser.add_argument("--output", required=True, help="folder for models/ and results.json")
+    parser.add_argument("--workers", type=int, metavar="N", help="of the Ray cluster, for each run")
     parser.add_argument("--smoke", action="store_true", help="the same on very few rows")
     arguments = parser.parse_args(argv)
     _log_to_stdout()
@@ -126,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cache = os.environ.get("EMBEDMIX_CACHE", ".cache/embedmix")
         output = Path(arguments.output)
         recipe = RECIPES[arguments.recipe]
-        run(recipe(arguments.mix, output, cache=cache, smoke=arguments.smoke), output=output)
+        configs = recipe(arguments.mix, output, cache=cache, smoke=arguments.smoke)
+        run(configs, output=output, workers=arguments.workers)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status

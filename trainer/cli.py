@@ -138,6 +138,9 @@ def _train(commands: Any) -> None:
         example="trainer train --mix out/demo/mix --base out/demo/models/base --output out/run-1",
     )
     _output(parser)
+    parser.add_argument(
+        "--ray-workers", type=int, metavar="N", help="processes on a Ray cluster (RAY_ADDRESS)"
+    )
     _training_options(parser)
 
 
@@ -198,7 +201,13 @@ def _flag(name: str) -> str:
 def _run_train(arguments: argparse.Namespace) -> int:
     from trainer.train import train
 
-    record = train(_config(arguments))
+    config = _config(arguments)
+    if arguments.ray_workers is None:
+        record = train(config)
+    else:
+        from trainer.ray_train import train_on_ray
+
+        record = train_on_ray(config, workers=arguments.ray_workers)
     return _done({"output": arguments.output, "stages": record["stages"]})
 
 

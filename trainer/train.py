@@ -193,15 +193,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     A finished run of the same configuration, mix and base is returned as it is. UserError when the
     output was trained with another one (names the keys), and when a loss is not finite.
     """
-    output = Path(config.output)
-    identity = config.identity()
-    done = output / "run.json"
-    if done.is_file():
-        record = json.loads(done.read_text())
-        refuse_drift(output, record["identity"], identity)
-        log.info("%s: up to date", output.name)
+    output, identity = Path(config.output), config.identity()
+    record = earlier_run(config, identity)
+    if record is not None:
         return record
-    _refuse_other_content(output)
     from trainer.distributed import process_group, rank
     from trainer.loop import run_stages
 
@@ -213,9 +208,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if rank() == 0:
             export_run(config, output, model, tokenizer, mix=identity["mix"], stages=stages)
             shutil.copyfile(place / "metrics.jsonl", output / "metrics.jsonl")
-            done.write_text(json.dumps(_record(config, identity, stages), indent=1) + "\n")
+            text = json.dumps(_record(config, identity, stages), indent=1) + "\n"
+            (output / "run.json").write_text(text)
             shutil.rmtree(place)
     return json.loads(json.dumps(_record(config, identity, stages)))
+
+
+def earlier_run(config: TrainConfig, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a finished run in the output, if there is one; UserError when it is another."""
+    output = Path(config.output)
+    done = output / "run.json"
+    if done.is_file():
+        record: dict[str, Any] = json.loads(done.read_text())
+        refuse_drift(output, record["identity"], identity)
+        log.info("%s: up to date", output.name)
+        return record
+    _refuse_other_content(output)
+    return None
 
 
 def export_run(
