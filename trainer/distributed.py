@@ -11,6 +11,7 @@ by layer.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,7 +69,9 @@ def parallel(encoder: PackedEncoder, kind: str) -> Any:
     if world_size() == 1:
         return encoder
     if kind == "ddp":
-        return torch.nn.parallel.DistributedDataParallel(encoder, broadcast_buffers=False)
+        with warnings.catch_warnings():  # the new name of the option is not in older torch
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`")
+            return torch.nn.parallel.DistributedDataParallel(encoder, broadcast_buffers=False)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -7,6 +7,7 @@ nodes see.
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -80,6 +81,7 @@ def train_on_ray(
 
 def _work(told: Mapping[str, Any]) -> None:
     """One worker. What a run refuses once it would refuse each time, so the next start ends it."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("embedmix").setLevel(logging.INFO)
     refused = Path(told["refused"])
