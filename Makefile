@@ -27,8 +27,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" EMBEDMIX_CACHE=$(CACHE) bash recipes/demo.sh
 
+# Slow tests use all cores themselves, and some must not be disturbed.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow
 
 # Ours beside its peers, on real rows in $(DATA): an hour on a quiet machine, and 25 GB of disk.
 bench: $(STAMP) $(PEERS)/.installed
