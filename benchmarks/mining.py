@@ -79,8 +79,7 @@ import pyarrow.parquet as pq
 import ray
 from datagen.steps import run_steps
 from mining import RANGE, mining_steps
-more = {"documents_per_unit": RANGE, "actors": 3, "threads": 1, "name": "mine", "stored": "float16",
-    "cache": cache}
+more = {"documents_per_unit": RANGE, "actors": 3, "threads": 1, "name": "mine", "cache": cache}
 steps = mining_steps(model, pq.read_table(queries), pq.read_table(documents), **more)
 run_steps(steps, output, executor="ray")
 assert len([node for node in ray.nodes() if node["Alive"]]) == 3
@@ -327,7 +326,7 @@ def exactness(folder: Path, model: str, queries: pa.Table, documents: pa.Table) 
         "| vectors | blocks | as float64 sums in numpy | as float32 products in numpy |",
         "|---|---|---|---|",
     ]
-    options = {"name": "mine", "stored": "float16", "cache": str(folder / "cache")}
+    options = {"name": "mine", "cache": str(folder / "cache")}
     steps = mining_steps(model, queries, documents, **options)
     run_steps(steps, str(folder / "one"), executor="local")
     root = Folder(str(folder / "one")).folder(steps[1].place)
