@@ -128,13 +128,14 @@ def finish(value):
 
 @compiled
 def _fold_row(  # noqa: C901
-    data, start, stop, classes, combining, trailing, maybe, last, emitted, letters, pairs, out, to
+    data, start, stop, tables, out, to
 ):
     """(way, hash, hash, characters, end of what is written) of one text.
 
     One walk finds out which way folds the text, hashes its plain form, and writes its folded form
     as most texts have it (NATURAL); where that is not the way, what is written does not count.
     """
+    classes, combining, trailing, maybe, last, emitted, letters, _, pairs = tables
     one, other = np.uint64(1), np.uint64(2)
     characters, signs, option, wants_blank = 0, 0, False, False
     # What a mark could compose with, the class of the mark inside it, and of the mark before.
@@ -275,7 +276,8 @@ def _fold_row(  # noqa: C901
 
 
 @compiled
-def _write_straight(data, start, stop, classes, straight, out, to):
+def _write_straight(data, start, stop, tables, out, to):
+    classes, straight = tables.classes, tables.straight
     begin, blank, at = to, False, start
     while at < stop:
         point, at = decode(data, at)
@@ -291,44 +293,14 @@ def _write_straight(data, start, stop, classes, straight, out, to):
 
 
 @compiled
-def _fold_rows(
-    data,
-    offsets,
-    classes,
-    combining,
-    trailing,
-    maybe,
-    last,
-    emitted,
-    letters,
-    straight,
-    pairs,
-    out,
-    ends,
-    hashes,
-    sizes,
-):
+def _fold_rows(data, offsets, tables, out, ends, hashes, sizes):
     ways, to = np.empty(len(offsets) - 1, np.uint8), 0
     for row in range(len(ways)):
         start, stop = offsets[row], offsets[row + 1]
         begin = to
-        way, one, other, sizes[row], to = _fold_row(
-            data,
-            start,
-            stop,
-            classes,
-            combining,
-            trailing,
-            maybe,
-            last,
-            emitted,
-            letters,
-            pairs,
-            out,
-            to,
-        )
+        way, one, other, sizes[row], to = _fold_row(data, start, stop, tables, out, to)
         if way == STRAIGHT:
-            to = _write_straight(data, start, stop, classes, straight, out, begin)
+            to = _write_straight(data, start, stop, tables, out, begin)
         if to == begin and stop > start:
             way = SLOW
         ways[row], hashes[row, 0], hashes[row, 1] = way, one, other
@@ -370,7 +342,7 @@ def fold_fast(texts: pl.Series) -> tuple[Folded, np.ndarray]:
     out = scratch.array("folded", 3 * int(offsets[-1] - offsets[0]) + 8, np.uint8)
     ends, hashes = np.zeros(len(texts) + 1, np.int64), np.empty((len(texts), 2), np.uint64)
     sizes = np.empty(len(texts), np.int64)
-    ways = _fold_rows(data, offsets, *tables(), out, ends, hashes, sizes)
+    ways = _fold_rows(data, offsets, tables(), out, ends, hashes, sizes)
     return Folded(out[: ends[-1]], ends, hashes, sizes), np.flatnonzero(ways == SLOW)
 
 
