@@ -8,8 +8,9 @@ GPU, else in float32. How far a score can be from the exact one is known: the ro
 both vectors are measured, the rest is bounded; datagen.topk makes it good.
 """
 
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,20 +37,6 @@ def fastest(device: str, dtype: np.dtype) -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
-def as_float32(vectors: Any) -> Any:
-    """A float32 tensor; on a CPU torch's own conversion of float16 takes five times as long.
-
-    What is infinite or no number in float16 becomes a number from 65,536 on.
-    """
-    import torch
-
-    if vectors.dtype != torch.float16 or vectors.device.type != "cpu":
-        return vectors.float()
-    bits = vectors.view(torch.int16).int()
-    sign = bits & -(1 << 31)
-    return (((bits & 0x7FFF) << 13) | sign).view(torch.float32).mul_(2.0**112)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Running:
     """Tensors of the search so far, a row for each query, best candidates first."""
@@ -62,9 +49,9 @@ class _Running:
 
 @dataclass(frozen=True, kw_only=True)
 class _Block:
-    """Documents as columns, from row `start` on; `limits` is the ceiling of each query."""
+    """Documents from row `start` on, padded; `limits` is the ceiling of each query."""
 
-    columns: Any
+    rows: Any
     start: int
     count: int
     limits: Any
@@ -83,6 +70,7 @@ class Tiles:
     precision: str
     run: Run
     error: float = 0.0  # of a score before it is rounded, known after the pass
+    rooms: dict[int, Any] = field(default_factory=dict)  # of each thread, for a tile
 
     def candidates(self, query_block: int, document_block: int) -> TopK:
         """Candidates by approximate score, best first, ties in any order."""
@@ -143,7 +131,7 @@ class Tiles:
             error = 1.02 * (lost + worst + summed)
             self.error = max(self.error, error)
             limits = self._limits(error) if limited else None
-            yield _Block(columns=rows.T, start=start, count=count, limits=limits)
+            yield _Block(rows=rows, start=start, count=count, limits=limits)
 
     def _limits(self, error: float) -> Any:
         """Approximate scores above which an exact one is above the ceiling."""
@@ -159,7 +147,7 @@ class Tiles:
 
         high = min(count, low + (_PIECE if self.device == "cpu" else count))
         piece = np.ascontiguousarray(self.documents[start + low : start + high])
-        rounded, lost = self._rounded(as_float32(torch.from_numpy(piece).to(self.device)))
+        rounded, lost = self._rounded(torch.from_numpy(piece).to(self.device).float())
         rows[low:high] = rounded
         return lost
 
@@ -167,29 +155,39 @@ class Tiles:
         """One tile: some queries and a block of documents."""
         import torch
 
-        tile = found.queries[part] @ block.columns
-        tile[:, block.count :] = -torch.inf
+        queries = found.queries[part]
+        tile = self._room((len(block.rows), len(queries)), queries)
+        torch.mm(block.rows, queries.T, out=tile)
+        tile[block.count :] = -torch.inf
         self._exclude(tile, part.start, block)
         limits = None if block.limits is None else block.limits[part]
         floor = found.scores[part, -1]
         low = floor if limits is None else torch.minimum(floor, limits)
-        groups = tile.shape[1] // _GROUP
-        hits = tile.view(len(tile), _GROUP, groups).amax(1) > low[:, None]
-        heavy = hits.sum(1) > groups // _HEAVY
+        groups = len(tile) // _GROUP
+        grouped = tile.view(groups, _GROUP, len(queries))
+        hits = _above(grouped, low).T
+        heavy = (low < 0) | (hits.sum(1) > groups // _HEAVY)
         whole = heavy.nonzero()[:, 0]
         if len(whole):
             hits[whole] = False
-            values = _below(tile[whole].float(), whole, limits, found.above[part])
-            values, columns = values.topk(min(self.wanted, tile.shape[1]), dim=1)
-            _merge(found, part.start + whole, values, columns + block.start)
+            values = _below(tile[:, whole].T.float(), whole, limits, found.above[part])
+            values, rows = values.topk(min(self.wanted, len(tile)), dim=1)
+            _merge(found, part.start + whole, values, rows + block.start)
         query, group = hits.nonzero(as_tuple=True)
         if len(query):
-            values = tile.view(len(tile), _GROUP, groups)[query, :, group].float()
+            values = grouped[group, :, query].float()
             values = _below(values, query, limits, found.above[part])
             entry, place = (values > floor[query, None]).nonzero(as_tuple=True)
-            columns = group[entry] + place * groups + block.start
-            some, scores, rows = _padded(query[entry], values[entry, place], columns)
+            rows = group[entry] * _GROUP + place + block.start
+            some, scores, rows = _padded(query[entry], values[entry, place], rows)
             _merge(found, part.start + some, scores, rows)
+
+    def _room(self, shape: tuple[int, int], like: Any) -> Any:
+        """Where a thread puts its tiles, one after the other: fresh pages cost a tenth of one."""
+        key = threading.get_ident()
+        if (room := self.rooms.get(key)) is None or room.numel() < shape[0] * shape[1]:
+            room = self.rooms[key] = like.new_empty(shape[0] * shape[1])
+        return room[: shape[0] * shape[1]].view(shape)
 
     def _exclude(self, tile: Any, first_query: int, block: _Block) -> None:
         """Rule out the tile's excluded pairs."""
@@ -200,10 +198,24 @@ class Tiles:
         if low == high:
             return
         queries = self.excluded.queries[low:high] - first_query
-        inside = (queries >= 0) & (queries < len(tile))
-        columns = self.excluded.documents[low:high][inside] - block.start
-        index = torch.from_numpy(queries[inside]), torch.from_numpy(columns)
+        inside = (queries >= 0) & (queries < tile.shape[1])
+        rows = self.excluded.documents[low:high][inside] - block.start
+        index = torch.from_numpy(rows), torch.from_numpy(queries[inside])
         tile[index[0].to(tile.device), index[1].to(tile.device)] = -torch.inf
+
+
+def _above(grouped: Any, low: Any) -> Any:
+    """[groups, queries]: whether a group has a value above the bound of the query, where >= 0.
+
+    The bits of positive floats, read as integers, have their order, and those of negative ones are
+    negative: integers of 16 bits are compared several times as fast as bfloat16.
+    """
+    import torch
+
+    bits = torch.int16 if grouped.dtype.itemsize == 2 else torch.int32
+    bound = low.clamp_min(0).to(grouped.dtype)
+    under = bound.view(bits) - (bound.float() > low).to(bits)  # rounded down, never up
+    return grouped.view(bits).amax(1) > under
 
 
 def _below(values: Any, queries: Any, limits: Any, above: Any) -> Any:

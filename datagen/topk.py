@@ -20,14 +20,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from datagen.threads import Run
-from datagen.tiles import Tiles, as_float32, fastest
+from datagen.tiles import Tiles, fastest
 from datagen.topk_types import Excluded, Matrix, TopK
 
 __all__ = ["Excluded", "Matrix", "TopK", "dot", "merged", "top_k"]
 
 SPARE = 8  # candidates beyond k, and beyond twice k where products are of low precision
 # Queries and documents of a tile: what the cache of a core holds, what fills a GPU.
-_BLOCKS = {"cpu": (512, 8_192), "gpu": (4_096, 32_768)}
+_BLOCKS = {"cpu": (1_024, 4_096), "gpu": (4_096, 32_768)}
 _RESCORED_VALUES = 1 << 18  # what fits the cache
 
 
@@ -51,7 +51,6 @@ def top_k(
     time, not the result: by default what the device multiplies fastest. `run` maps over the blocks
     of queries, by default one after the other.
     """
-    import torch
 
     total = len(queries)
     ceilings = np.full(total, np.inf) if ceilings is None else np.asarray(ceilings, np.float64)
@@ -59,7 +58,7 @@ def top_k(
     precision = precision or fastest(device, queries.dtype)
     usual = _BLOCKS["cpu" if device == "cpu" else "gpu"]
     blocks = query_block or usual[0], document_block or usual[1]
-    queries = as_float32(torch.from_numpy(np.ascontiguousarray(queries))).numpy()
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
     out = TopK(
         rows=np.full((total, k), -1, dtype=np.int64),
         scores=np.full((total, k), -np.inf, dtype=np.float32),
@@ -112,7 +111,7 @@ def dot(
     def score(start: int) -> None:
         part = order[start : start + step]
         both = [queries[left[part]], np.ascontiguousarray(documents[right[part]])]
-        a, b = (as_float32(torch.from_numpy(one)).double() for one in both)
+        a, b = (torch.from_numpy(one).double() for one in both)
         scores[part] = (a * b).sum(1).float().numpy()
 
     for _ in run(score, range(0, len(left), step)):

@@ -80,22 +80,37 @@ class Embeddings:
         return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        numbers = np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows
-        block = np.searchsorted(self._starts, numbers, side="right") - 1
-        dtype = self._block(0).dtype if self._batches else np.float32
-        out = np.empty((len(numbers), self.shape[1]), dtype=dtype)
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.shape[0])
+            if step == 1:
+                return self._range(start, max(start, stop))
+            rows = np.arange(start, stop, step)
+        block = np.searchsorted(self._starts, rows, side="right") - 1
+        out = self._empty(len(rows))
         order = np.argsort(block, kind="stable")
         cuts = np.flatnonzero(np.diff(block[order])) + 1
-        mapped, each = 0, out.itemsize * self.shape[1]
-        if not isinstance(rows, slice):
-            each = max(each, _AROUND)
+        mapped, each = 0, max(_AROUND, out.itemsize * self.shape[1])
         for part in np.split(order, cuts) if len(order) else []:
             number = int(block[part[0]])
             vectors = self._block(number)
-            out[part] = vectors[numbers[part] - self._starts[number]]
+            out[part] = vectors[rows[part] - self._starts[number]]
             mapped += min(vectors.nbytes, each * len(part))
         self._release(mapped)
         return out
+
+    def _range(self, start: int, stop: int) -> np.ndarray:
+        out, at = self._empty(stop - start), start
+        while at < stop:
+            number = int(np.searchsorted(self._starts, at, side="right")) - 1
+            first, end = int(self._starts[number]), min(stop, int(self._starts[number + 1]))
+            out[at - start : end - start] = self._block(number)[at - first : end - first]
+            at = end
+        self._release(out.nbytes)
+        return out
+
+    def _empty(self, rows: int) -> np.ndarray:
+        dtype = self._block(0).dtype if self._batches else np.float32
+        return np.empty((rows, self.shape[1]), dtype=dtype)
 
     def _release(self, size: int) -> None:
         """Pages that were read count as memory of the process until they are given back."""
