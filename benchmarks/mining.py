@@ -355,8 +355,8 @@ def exactness(folder: Path, model: str, queries: pa.Table, documents: pa.Table) 
             )
             if apart:
                 lines[0] += (
-                    f"\nWith {kind} vectors in blocks of {blocks[0]} x {blocks[1]}, the float64 sums "
-                    f"of two documents whose places differ are at most {apart:.1e} apart.\n"
+                    f"\nWith {kind} vectors in blocks of {blocks[0]} x {blocks[1]}, the exact sums "
+                    f"of two documents in one place are at most {apart:.1e} apart.\n"
                 )
     names = [str(folder / f"{name}.parquet") for name in ("queries", "documents")]
     for name, table in zip(names, (queries, documents), strict=True):
