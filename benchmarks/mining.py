@@ -163,7 +163,13 @@ def _write(context: Context, *, queries: pa.Table, documents: pa.Table) -> None:
         context.write(name, pa.table(arrays, schema=schema), schema, rows_per_shard=65_536)
 
 
-def against_peer(folder: Path, model: str, tables: Sequence[str], size: tuple[int, int]) -> str:
+def against_peer(
+    folder: Path,
+    model: str,
+    tables: Sequence[str],
+    size: tuple[int, int],
+    dtypes: Sequence[str],
+) -> str:
     """Speed from Parquet to Parquet, and how many negatives are the same."""
     queries, documents = real_rows(tables, *size)
     names = str(folder / "queries.parquet"), str(folder / "documents.parquet")
@@ -178,7 +184,7 @@ def against_peer(folder: Path, model: str, tables: Sequence[str], size: tuple[in
     peer = [sys.executable, "-c", PEER, model, *names, str(folder / "peer.parquet"), str(NEGATIVES)]
     slow, memory, _ = timed(peer)
     lines.append(f"| sentence-transformers, float32 | {slow:,.0f} | 1.0 | {memory:.2f} |")
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         for label, margin in (("", "0.95"), (", again with another margin", "0.9")):
             more = [str(NEGATIVES), dtype, cache, margin]
             ours = [sys.executable, "-c", OURS, model, *names, str(folder / f"ours-{dtype}"), *more]
@@ -186,16 +192,21 @@ def against_peer(folder: Path, model: str, tables: Sequence[str], size: tuple[in
             lines.append(
                 f"| ours, {dtype}{label} | {seconds:,.0f} | {slow / seconds:.1f} | {memory:.2f} |"
             )
-    lines += ["", *same_negatives(folder, model, queries, documents, cache), ""]
+    lines += ["", *same_negatives(folder, model, queries, documents, cache, dtypes), ""]
     return "\n".join(lines) + changed_document(folder, model, documents, cache)
 
 
 def same_negatives(
-    folder: Path, model: str, queries: pa.Table, documents: pa.Table, cache: str
+    folder: Path,
+    model: str,
+    queries: pa.Table,
+    documents: pa.Table,
+    cache: str,
+    dtypes: Sequence[str],
 ) -> Iterator[str]:
-    """Ours without clusters in both precisions, against the peer's, query by query."""
+    """Ours without clusters in each precision, against the peer's, query by query."""
     found = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         options = {"name": f"mine-{dtype}", "dtype": dtype, "cache": cache}
         deduped, mine = mining_steps(model, queries, documents, **options)
         run_steps([deduped, mine], str(folder / "same"), executor="local")
@@ -221,6 +232,8 @@ def same_negatives(
         f"the same negatives in the same order, {ties:,} but for ties within {TIE:g}, "
         f"{other:,} others."
     )
+    if "bfloat16" not in found:
+        return
     shared = [
         len({*a["negatives"]} & {*b["negatives"]}) / max(1, len(a["negatives"]))
         for a, b in zip(found["float32"], found["bfloat16"], strict=True)
@@ -234,7 +247,7 @@ def changed_document(folder: Path, model: str, documents: pa.Table, cache: str) 
 
     texts = documents["text"].to_pylist()
     texts[len(texts) // 2] += " Changed."
-    encoder = CachedEncoder(model, root=cache, dtype="bfloat16")
+    encoder = CachedEncoder(model, root=cache, dtype="float32")
     start = time.perf_counter()
     encoder.encode(texts, stored="float32")
     seconds = time.perf_counter() - start
@@ -420,6 +433,8 @@ def main() -> None:
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
     parser.add_argument("--small", action="store_true", help="a two-hundredth, in minutes")
     parser.add_argument("--pairs", nargs=2, type=int, metavar=("Q", "D"), help="beside the peer")
+    dtypes = ("float32", "bfloat16")
+    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes, help="of ours")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cache", default=".cache/embedmix")
     parser.add_argument("--output", default="benchmarks/results/mining.md")
@@ -445,7 +460,7 @@ def main() -> None:
 
 def _peer(folder: Path, model: str, arguments: argparse.Namespace) -> str:
     size = arguments.pairs or ((100, 300) if arguments.small else (20_000, 60_000))
-    return against_peer(folder, model, arguments.tables, size)
+    return against_peer(folder, model, arguments.tables, size, arguments.dtypes)
 
 
 def _search(folder: Path, model: str, arguments: argparse.Namespace) -> str:

@@ -348,7 +348,14 @@ def start_ray(*, show_workers: bool = False) -> None:
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, log_to_driver=show_workers, logging_level=logging.WARNING)
+        try:
+            ray.init(address=address, log_to_driver=show_workers, logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise UserError(
+                found=f"no Ray cluster lets this process in at {address}",
+                expected="the address of a running head, and its token where it asks for one",
+                do="check RAY_ADDRESS, and set RAY_AUTH_MODE=token here too if the head has it",
+            ) from error
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False  # Progress prints what happened, in the words of the step.
     data.max_errored_blocks = 0

@@ -10,10 +10,13 @@ import gc
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from datagen.schema import UserError
 from datagen.steps import start_ray
@@ -79,6 +82,8 @@ def _score(job: Job, place: str) -> dict[str, Any]:
         return {"tasks": score(job, place=place)}
     except UserError as error:
         return {"user_error": error.fields()}
+    finally:
+        gc.collect()  # model and optimiser refer to each other: three runs held 5 GB
 
 
 def in_ray() -> bool:
@@ -93,14 +98,21 @@ def score_all(jobs: Mapping[Any, tuple[Job, str]], *, cpus: float, gpus: float) 
 
         start_ray()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(_score)
-        answers = ray.get([remote.remote(*job) for job in jobs.values()])
-        for answer in answers:
+        running = {remote.remote(*job): key for key, job in jobs.items()}
+        answers: dict[Any, dict] = {}
+        started = time.monotonic()
+        while running:
+            (done,), _ = ray.wait(list(running))
+            key, answer = running.pop(done), ray.get(done)
             if "user_error" in answer:
                 raise UserError(**answer["user_error"])
-        return {key: means(answer["tasks"]) for key, answer in zip(jobs, answers, strict=True)}
+            answers[key] = means(answer["tasks"])
+            meter = tqdm.format_meter(len(answers), len(jobs), time.monotonic() - started, ncols=0)
+            log.info("%s %s", meter.strip(), key)
+        return {key: answers[key] for key in jobs}
     found = {}
     for number, (key, (job, place)) in enumerate(jobs.items(), 1):
         log.info("[%d/%d] %s", number, len(jobs), key)
         found[key] = means(score(job, place=place))
-        gc.collect()  # model and optimiser refer to each other: three runs held 5 GB
+        gc.collect()
     return found

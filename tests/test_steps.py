@@ -1,6 +1,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -248,3 +249,38 @@ def test_kill_minus_nine_loses_no_committed_unit(tmp_path):
     folder = Folder(f"{tmp_path}/steps/count")
     assert read_manifest(folder).rows("numbers") == 2 + 3 + 4 + 5
     assert verify(folder) == []
+
+
+TRY_TO_JOIN = """
+from datagen.schema import UserError
+from datagen.steps import start_ray
+try:
+    start_ray()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_cluster_that_does_not_let_us_in_is_an_error_in_three_parts(tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        brief = {
+            "RAY_gcs_server_request_timeout_seconds": "2",
+            "RAY_gcs_rpc_server_connect_timeout_s": "1",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "1",
+            "RAY_py_gcs_connect_timeout_s": "1",
+            "RAY_NUM_REDIS_GET_RETRIES": "1",
+        }
+        told = subprocess.run(
+            [sys.executable, "-c", TRY_TO_JOIN],
+            env={**os.environ, **brief, "RAY_ADDRESS": address},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    assert told.stdout.splitlines() == [
+        f"found: no Ray cluster lets this process in at {address}",
+        "expected: the address of a running head, and its token where it asks for one",
+        "do: check RAY_ADDRESS, and set RAY_AUTH_MODE=token here too if the head has it",
+    ]
