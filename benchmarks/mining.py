@@ -465,7 +465,7 @@ def _peer(folder: Path, model: str, arguments: argparse.Namespace) -> str:
 
 def _search(folder: Path, model: str, arguments: argparse.Namespace) -> str:
     sizes = (100_000, 300_000) if arguments.small else (1_000_000, 5_000_000)
-    return search_alone(folder, sizes, 512 if arguments.small else 4096)
+    return search_alone(folder, sizes, 512 if arguments.small else 16_384)
 
 
 def _exact(folder: Path, model: str, arguments: argparse.Namespace) -> str:

@@ -17,6 +17,7 @@ section 3): retrieval with one negative first, then all tasks with four.
 """
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -31,6 +32,8 @@ from datagen.schema import MIX_ROW, UserError
 from datagen.stages import QueryKeys, Stage, choose, eligible, usable
 from datagen.steps import Context, LedgerRow, Step
 
+log = logging.getLogger("embedmix")
+
 BLOCK_ROWS = 1 << 19  # gathered at once; about 500 bytes each
 
 
@@ -44,19 +47,23 @@ def write_mix(
     rows_per_shard: int = 65_536,
     instructions: Mapping[str, str] | None = None,
     documents: Step | None = None,
+    may_be_empty: Sequence[str] = (),
     name: str = "mix",
 ) -> Step:
     """The mix, from `queries` and `documents` of one step and `mined` of another.
 
     `instructions` replaces the instruction of whole sources. `documents` is a step of
-    `mix_documents` that was told of this mix.
+    `mix_documents` that was told of this mix. `may_be_empty` are sources of which the steps before
+    may have left nothing: the mix then names them in its manifest; others that have no queries are
+    an error.
     """
-    config = {
+    config: dict[str, Any] = {
         "stages": [asdict(stage) for stage in stages],
         "seed": seed,
         "max_negatives": max_negatives,
         "rows_per_shard": rows_per_shard,
         "instructions": dict(instructions or {}),
+        **_allowing(may_be_empty),
     }
     inputs = {"deduped": deduped, "mined": mined}
     return Step(
@@ -77,6 +84,7 @@ def mix_documents(
     mixes: Sequence[tuple[Sequence[Stage], int]],
     max_negatives: int = 24,
     rows_per_shard: int = 65_536,
+    may_be_empty: Sequence[str] = (),
     name: str = "mix_documents",
 ) -> Step:
     """The documents of several mixes, each given by its stages and its seed, as one table."""
@@ -84,6 +92,7 @@ def mix_documents(
         "mixes": [{"stages": [asdict(s) for s in stages], "seed": seed} for stages, seed in mixes],
         "max_negatives": max_negatives,
         "rows_per_shard": rows_per_shard,
+        **_allowing(may_be_empty),
     }
     return Step(
         name=name,
@@ -95,13 +104,21 @@ def mix_documents(
     )
 
 
+def _allowing(may_be_empty: Sequence[str]) -> dict[str, list[str]]:
+    """Of a configuration; nothing where nothing is allowed, so that such mixes stay as they are."""
+    return {"may_be_empty": sorted(may_be_empty)} if may_be_empty else {}
+
+
 def _write_shared(context: Context) -> None:
     with threads() as run:
         inputs = Inputs.of(context, run)
+        mixes = [(_stages(mix), mix["seed"]) for mix in context.config["mixes"]]
+        for stages, _ in mixes:
+            _refuse_absent(inputs.keys, stages, context)
         chosen = [
             part
-            for mix in context.config["mixes"]
-            for part in _choose(inputs.keys, _stages(mix), seed=mix["seed"]).values()
+            for stages, seed in mixes
+            for part in _choose(inputs.keys, stages, seed=seed).values()
         ]
         write_documents(context, inputs, chosen, run=run)
 
@@ -110,6 +127,7 @@ def _write_mix(context: Context) -> None:
     config, stages = context.config, _stages(context.config)
     with threads() as run:
         inputs = Inputs.of(context, run)
+        empty = _refuse_absent(inputs.keys, stages, context)
         chosen = _choose(inputs.keys, stages, seed=config["seed"])
         if "documents" in context.inputs:
             lookup, numbers = link_documents(context, run=run)
@@ -124,6 +142,8 @@ def _write_mix(context: Context) -> None:
     context.ledger += _ledger(inputs.keys, stages, chosen)
     context.facts["stages"] = {s.name: _counts(inputs.keys, chosen[s.name]) for s in stages}
     context.facts["blocks"] = {s.name: blocks(inputs.keys, chosen[s.name]) for s in stages}
+    if empty:
+        context.facts["empty_sources"] = empty
     context.facts["documents"] = sum(s.rows for s in context.shards if s.table == "documents")
 
 
@@ -135,18 +155,30 @@ def _stages(config: Mapping[str, Any]) -> list[Stage]:
     return [Stage(**stage) for stage in lists]
 
 
-def _choose(keys: QueryKeys, stages: Sequence[Stage], *, seed: int) -> dict[str, np.ndarray]:
-    """Rows of each stage; UserError for a stage without rows, and for absent sources."""
-    known = set(keys.names["source"])
+def _refuse_absent(keys: QueryKeys, stages: Sequence[Stage], context: Context) -> list[str]:
+    """Sources that may be empty and are; UserError for others that have no queries."""
+    known, empty = set(keys.names["source"]), set[str]()
+    allowed = set(context.config.get("may_be_empty", ()))
     for stage in stages:
-        if absent := sorted(stage.named_sources - known):
-            close = {c for name in absent for c in difflib.get_close_matches(name, known)}
+        absent = stage.named_sources - known
+        empty |= absent & allowed
+        if unknown := sorted(absent - allowed):
+            close = {c for name in unknown for c in difflib.get_close_matches(name, known)}
             raise UserError(
                 found=f"stage {stage.name!r} names sources that have no queries: "
-                + ", ".join(absent),
+                + ", ".join(unknown),
                 expected=f"sources of the queries: {', '.join(sorted(close or known)[:20])}",
                 do="mend the recipe, or add the sources",
             )
+    if empty:
+        log.warning(
+            "%s: the steps before left no queries of %s", context.name, ", ".join(sorted(empty))
+        )
+    return sorted(empty)
+
+
+def _choose(keys: QueryKeys, stages: Sequence[Stage], *, seed: int) -> dict[str, np.ndarray]:
+    """Rows of each stage; UserError for a stage without rows."""
     chosen = {stage.name: choose(keys, stage, seed=seed) for stage in stages}
     for stage in stages:
         if not len(chosen[stage.name]):

@@ -63,7 +63,8 @@ def published(
     shared = None
     if variants > 1:
         mixes = [(stages, seed) for seed in range(variants)]
-        shared = mix_documents(pairs, mined, mixes=mixes, max_negatives=told.max_negatives)
+        most = told.max_negatives
+        shared = mix_documents(pairs, mined, mixes=mixes, max_negatives=most, may_be_empty=names)
     cards = []
     for seed in range(variants):
         end = f"-{seed + 1}" if shared else ""
@@ -74,6 +75,7 @@ def published(
             seed=seed,
             max_negatives=told.max_negatives,
             documents=shared,
+            may_be_empty=names,
             name=f"mix{end}",
         )
         report = write_report(mix, steps=in_order(mix)[:-1], name=f"report{end}")

@@ -258,6 +258,19 @@ def test_sources_that_are_not_there_are_named(tmp_path: Path, change: dict[str, 
         build(str(tmp_path), *rows_of(), stages=(stage,))
 
 
+def test_a_source_of_which_nothing_was_left_is_named_where_the_recipe_allows_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(name="finetune", negatives=1, sources=("trivia", "written"))
+    *_, mix = build(str(tmp_path), *rows_of(), stages=(stage,), may_be_empty=("written", "trivia"))
+    manifest = read_manifest(Folder(str(tmp_path)).folder(mix.place))
+    assert manifest.stats["empty_sources"] == ["written"]
+    assert "left no queries of written" in caplog.text
+    other = Stage(name="finetune", negatives=1, sources=("trivia", "trivial"))
+    with pytest.raises(UserError, match="have no queries: trivial"):
+        build(str(tmp_path / "2"), *rows_of(), stages=(other,), may_be_empty=("written",))
+
+
 def test_quotas_by_source_task_and_language(tmp_path: Path) -> None:
     stage = Stage(
         name="finetune",
