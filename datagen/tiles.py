@@ -1,6 +1,6 @@
 """Candidates for the best documents of each query, by products of low precision.
 
-Blocks of documents meet blocks of queries. Of each product only the maxima of groups of columns
+Blocks of documents meet blocks of queries. Of each product only the maxima of groups of documents
 are looked at, and only groups that exceed what a query's last candidate scores, so that after the
 first blocks hardly anything but the product itself costs time. Products are in bfloat16 where the
 CPU multiplies it natively (5 times the rate of float32 on a core with AVX512-BF16), in float16 on a
@@ -21,7 +21,7 @@ from datagen.threads import Run
 from datagen.topk_types import Excluded, Matrix, TopK
 
 LONGEST = 1.01  # vectors must have unit length, give or take the rounding to float16
-_GROUP = 64  # columns whose maximum is looked at first
+_GROUP = 64  # documents whose maximum is looked at first
 _HEAVY = 4  # rows of which more than a quarter of the groups count are taken whole
 _PIECE = 1024  # documents that one thread makes ready
 # Half a unit in the last place of a score as the product gives it, relative to the score.
@@ -219,7 +219,7 @@ def _above(grouped: Any, low: Any) -> Any:
 
 
 def _below(values: Any, queries: Any, limits: Any, above: Any) -> Any:
-    """Values [n, columns] of the queries, those above the ceiling counted and put to -inf."""
+    """Values [n, documents] of the queries, those above the ceiling counted and put to -inf."""
     import torch
 
     if limits is None:
