@@ -76,6 +76,17 @@ def test_the_merged_folder_loads_with_new_golden_vectors(models: list[str], tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["merged"]
 
 
+def test_records_of_a_run_are_not_carried(models: list[str], tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(models[0], first)
+    (first / "scores").mkdir()
+    for record in ("result.json", "scores/results.json"):
+        (first / record).write_text("{}")
+    merge([str(first), models[1]], str(tmp_path / "merged"))
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert "config.json" in names and not names & {"result.json", "scores"}
+
+
 def test_the_same_merge_is_made_once_and_another_is_refused(
     models: list[str], tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ _COMPARED: Mapping[str, frozenset[str]] = {
 }
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 # Records of a single run, which the merged folder must not carry.
-_LEFT_OUT = (GOLDEN, RECIPE, "run.json", "base.json")
+_LEFT_OUT = (GOLDEN, RECIPE, "run.json", "base.json", "result.json")
 
 Key = tuple[str, str]  # folder inside the model, name of the tensor
 
@@ -263,9 +263,16 @@ def _decisive(recipe: Mapping[str, Any]) -> Any:
 
 
 def _copy_settings(model: Path, folder: Path) -> None:
-    def skipped(_: str, names: list[str]) -> list[str]:
-        files = [n for n in names if Path(n).suffix]
-        return [n for n in files if not n.endswith(_COPIED) or n in _LEFT_OUT]
+    """Settings of the model and its modules; other folders, as of scores, are of the run."""
+    listed = model / "modules.json"
+    modules = json.loads(listed.read_text()) if listed.is_file() else []
+    kept = {Path(module["path"]).parts[0] for module in modules if module["path"]}
+
+    def skipped(place: str, names: list[str]) -> list[str]:
+        others = [n for n in names if (Path(place) / n).is_dir()]
+        files = [n for n in names if n not in others]
+        left_out = [n for n in files if not n.endswith(_COPIED) or n in _LEFT_OUT]
+        return left_out + [n for n in others if Path(place) == model and n not in kept]
 
     shutil.copytree(model, folder, ignore=skipped, dirs_exist_ok=True)
 
