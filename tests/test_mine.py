@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hand_made import document, mine_by_hand, query, write_tables
 from hand_made import model as model
+from ray_processes import ray_processes
 
 from datagen.cli import main
 from datagen.embedding_cache import EmbeddingCache
@@ -416,11 +416,9 @@ def killing_an_actor(after: Path):
     def watch():
         while not done.is_set() and not killed:
             if any(after.glob("*.json")):
-                for process in psutil.Process().children(recursive=True):
-                    if process.name().startswith("ray::MapWorker"):
-                        process.kill()
-                        killed.append(process.pid)
-                        break
+                for process in ray_processes("MapWorker")[:1]:
+                    process.kill()
+                    killed.append(process.pid)
             done.wait(0.01)
 
     thread = threading.Thread(target=watch)

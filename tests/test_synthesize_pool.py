@@ -1,7 +1,6 @@
 """The pool: quotas, rounds, and replicas that die; LLMs are real HTTP servers, or vLLM."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from echo_kind import echo_step, run_echo
 from endpoint_server import TEST, EndpointServer
+from ray_processes import ray_processes
 
 from datagen.schema import UserError
 from datagen.steps import run_steps
@@ -83,7 +83,7 @@ def test_replicas_that_found_no_room_are_let_go(tmp_path: Path, ray_session: Non
     with EndpointServer() as server:
         run_echo(str(tmp_path), [llm(server, replicas=5, num_cpus=1)], rows=8, executor="ray")
         end = time.monotonic() + 30
-        while replica_processes():
+        while ray_processes("Replica"):
             assert time.monotonic() < end
             time.sleep(0.1)
 
@@ -118,7 +118,7 @@ def test_a_range_of_replicas_gives_back_what_is_idle(tmp_path: Path, ray_session
         while not over.wait(0.05) and not shrunk.is_set():
             if time.monotonic() > end:
                 over.set()
-            there = len(replica_processes())
+            there = len(ray_processes("Replica"))
             if there == 2:
                 grown.set()
             elif grown.is_set() and there == 1:
@@ -186,9 +186,9 @@ def test_a_replica_that_is_killed_costs_nothing_that_was_stored(
         def kill() -> None:
             while not done.is_set() and not killed:
                 if sum(server.answered.values()) >= 30:
-                    for pid in replica_processes():
-                        os.kill(pid, signal.SIGKILL)
-                        killed.append(pid)
+                    for process in ray_processes("Replica"):
+                        process.kill()
+                        killed.append(process.pid)
                 time.sleep(0.05)
 
         thread = threading.Thread(target=kill)
@@ -204,18 +204,6 @@ def test_a_replica_that_is_killed_costs_nothing_that_was_stored(
     assert len(names) == len(set(names)) == manifest.ledger[0]["kept"]
     # Asked twice: at most what was in flight or not yet on disk, two seconds at 20 a second.
     assert sum(n - 1 for n in asked_twice(server).values()) <= 4 + 2 * 20 + 4
-
-
-def replica_processes() -> list[int]:
-    """Processes of actors of class Replica."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if entry.read_bytes().startswith(b"ray::Replica"):
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 def test_an_llm_whose_replicas_keep_dying_fails_alone(tmp_path: Path, ray_session: None) -> None:

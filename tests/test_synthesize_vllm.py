@@ -1,15 +1,13 @@
 """Both packaged LLMs in vLLM on Ray, in turns, with a kill -9 to an engine's process on the way."""
 
 import contextlib
-import os
-import signal
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_synthesize_pool import replica_processes
+from ray_processes import ray_processes
 from test_synthesize_step import documents_step
 
 from datagen.steps import run_steps
@@ -54,9 +52,9 @@ def test_an_engine_that_is_killed_is_made_good(
             with contextlib.suppress(OSError):  # a segment that was just put together with others
                 before.update(stored(tmp_path))
             if len(before) >= 4:
-                for pid in replica_processes():
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
+                for process in ray_processes("Replica"):
+                    process.kill()
+                    killed.append(process.pid)
             time.sleep(0.1)
 
     thread = threading.Thread(target=kill)

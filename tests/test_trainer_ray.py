@@ -1,15 +1,14 @@
 """A run on workers of Ray Train, beside the same run in one process."""
 
 import os
-import signal
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from parallel_gradients import sharded
+from ray_processes import ray_processes
 from safetensors.torch import load_file
 from test_trainer_distributed import relative_error
 from tiny_encoder import tiny_export
@@ -39,9 +38,7 @@ def kill_a_worker(place: Path) -> None:
     """kill -9 to a worker of Ray Train, once there is a checkpoint."""
     while not list(place.glob("*.safetensors")):
         time.sleep(0.02)
-    mine = psutil.Process().children(recursive=True)
-    workers = [one for one in mine if "RayTrainWorker" in one.name() + " ".join(one.cmdline())]
-    workers[0].send_signal(signal.SIGKILL)
+    ray_processes("RayTrainWorker")[0].kill()
 
 
 @pytest.mark.slow
