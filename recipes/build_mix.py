@@ -45,6 +45,7 @@ from datagen.synthesize import LLM, RoundTrip, synthesize, write_tasks
 from recipes.papers import from_arguments
 
 DISK_GIB = 2  # what a build of the demo may leave in --output; the least of any
+LOCALES_OF_SMOKE = ("ar", "de", "el", "es", "fr", "he", "hi", "ja", "ru", "sw", "tr", "zh_Hans")
 LANGUAGES_HELD_OUT = ("deu_Latn", "fra_Latn", "spa_Latn", "por_Latn", "ita_Latn", "nld_Latn")
 
 
@@ -56,9 +57,11 @@ def demo(*, cache: str, smoke: bool) -> list[Step]:
 
     # Public pairs: sentences in 90 languages, questions in 28, and the standard library's code.
     public = ingest(
-        GettextSource(max_pairs_per_language=22 if smoke else 260),
+        GettextSource(
+            locales=LOCALES_OF_SMOKE if smoke else (), max_pairs_per_language=40 if smoke else 260
+        ),
         ConversationsSource(max_pairs_per_language=20 if smoke else None),
-        PycodeSource(max_characters=250 if smoke else 4000),
+        PycodeSource(max_characters=90 if smoke else 4000),
     )
     public = clean(public)
     public = tag_language(public)
@@ -90,7 +93,7 @@ def demo(*, cache: str, smoke: bool) -> list[Step]:
 
     # Synthetic pairs: each LLM writes queries for public documents, and texts for the
     # classification tasks that the other one thought of.
-    topics = write_tasks(smollm2, gemma3, cache=cache, lists_per_llm=4 if smoke else 16)
+    topics = write_tasks(smollm2, gemma3, cache=cache, lists_per_llm=2 if smoke else 16)
     synthetic = synthesize(
         public,
         tasks=topics,

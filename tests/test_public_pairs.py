@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from datagen.steps import run_steps
 from datagen.store import Folder, verify
-from recipes.public_pairs import main, read_sources
+from recipes.public_pairs import main, public_pairs, read_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("ingest", "clean", "language", "dedup", "decontaminate")
@@ -81,17 +82,15 @@ def test_what_cannot_be_used_is_named_before_anything_runs(tmp_path, capsys, tex
     assert not (tmp_path / "out").exists()
 
 
-def run(sources: str, tasks: str, output: Path, *, nodes: int) -> None:
+def run_on_three_nodes(sources: str, tasks: str, output: Path) -> None:
     arguments = ["--sources", sources, "--against", tasks, "--output", str(output)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
-    subprocess.run(
-        [sys.executable, "-c", CLUSTER, str(nodes), *arguments], check=True, env=environment
-    )
+    subprocess.run([sys.executable, "-c", CLUSTER, "3", *arguments], check=True, env=environment)
 
 
 @pytest.mark.slow
-def test_one_and_three_nodes_write_the_same_bytes(shared_data, tmp_path):
+def test_one_process_and_three_nodes_write_the_same_bytes(shared_data, tmp_path):
     listed = yaml.safe_load((ROOT / "tests" / "shared_sources.yaml").read_text())
     chosen = [source for source in listed if source["name"] in CHOSEN]
     assert len(chosen) == len(CHOSEN)
@@ -102,18 +101,19 @@ def test_one_and_three_nodes_write_the_same_bytes(shared_data, tmp_path):
             elif name in source:
                 source[name] = str(shared_data / source[name])
     sources, tasks = write_sources(tmp_path, *chosen), str(shared_data / "tasks_dev")
-    outputs = {nodes: tmp_path / f"on{nodes}" for nodes in (1, 3)}
-    for nodes, output in outputs.items():
-        run(sources, tasks, output, nodes=nodes)
+    outputs = [tmp_path / "one", tmp_path / "three"]
+    steps = public_pairs(read_sources(sources), against=[tasks])
+    run_steps(steps, str(outputs[0]), executor="local")
+    run_on_three_nodes(sources, tasks, outputs[1])
     rows = sum(_rows(shared_data, source) for source in chosen)
     before = rows
     for step in STEPS:
         one, three = (
             json.loads((output / "steps" / step / "manifest.json").read_text())
-            for output in outputs.values()
+            for output in outputs
         )
         assert one["digest"] == three["digest"] and one["shards"] == three["shards"]
-        assert verify(Folder(str(outputs[3] / "steps" / step))) == []
+        assert verify(Folder(str(outputs[1] / "steps" / step))) == []
         assert sum(row["rows_in"] for row in one["ledger"]) == before
         for row in one["ledger"]:
             gone = sum(row["dropped"].values()) + sum(row["quarantined"].values())

@@ -24,6 +24,9 @@ def relative_error(found: dict, expected: dict) -> float:
     return float((error / sum(value.square().sum() for value in expected.values())).sqrt())
 
 
+pytestmark = pytest.mark.xdist_group("two processes")  # which are started once
+
+
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes made: gradients, and a run."""

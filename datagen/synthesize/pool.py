@@ -5,15 +5,14 @@ many as it owes, then for what is missing at the yield that was measured. Its re
 actors, each fed with blocks so that its engine never drains; Ray keeps those that the cluster has
 no room for waiting until an LLM that is done has freed its own, so each LLM is loaded once. An LLM
 with a range of replicas takes what room nobody waits for, and gives it back when its queue is
-empty. Blocks
-are read and committed by tasks in other processes. A replica that dies gives its blocks back, and
-what it had stored is not asked for again; an LLM whose replicas keep dying fails alone, and the
-others finish first.
+empty. Blocks are read and committed in processes of their own, at most one a CPU. A replica that
+dies gives its blocks back, and what it had stored is not asked for again; an LLM whose replicas
+keep dying fails alone, and the others finish first.
 """
 
 import asyncio
 import logging
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -245,9 +244,15 @@ class _RayPool:
         self.ray, self.replica = ray, replica
         self.committed, self.progress = committed, progress
         self.committer = ray.put(committer)
-        self.read = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_read)
         self.jobs: dict[Any, _Job] = {}
         self.actors: dict[Any, Member] = {}  # those that have started, and whose they are
+        # Without a CPU of their own, for LLMs may hold them all. As tasks they would be as many
+        # processes as blocks wait.
+        options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3}
+        options["scheduling_strategy"] = "SPREAD"
+        self.reader: Any = ray.remote(num_cpus=0, **options)(_Reader)
+        self.readers: list[Any] = []
+        self.most_readers = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def run(self, members: Sequence[Member]) -> None:
         try:
@@ -258,7 +263,7 @@ class _RayPool:
                 (ref,), _ = self.ray.wait([*self.jobs], num_returns=1)
                 self._finish(self.jobs.pop(ref), ref)
         finally:
-            for actor in self.actors:
+            for actor in [*self.actors, *self.readers]:
                 self.ray.kill(actor)
 
     def _start(self, member: Member) -> None:
@@ -288,8 +293,18 @@ class _RayPool:
 
     def _answered(self, job: _Job, result: Mapping[str, float]) -> None:
         job.member.add(result)
-        ref = self.read.remote(self.committer, job.index, dict(job.block))
-        self.jobs[ref] = _Job(member=job.member, step="read", index=job.index)
+        reader = self._least_busy()
+        ref = reader.read.remote(self.committer, job.index, dict(job.block))
+        self.jobs[ref] = _Job(member=job.member, step="read", actor=reader, index=job.index)
+
+    def _least_busy(self) -> Any:
+        """The reader with the fewest blocks; a new one where all have some."""
+        busy = Counter(job.actor for job in self.jobs.values() if job.step == "read")
+        fewest = min(self.readers, key=lambda reader: busy[reader], default=None)
+        if fewest is None or (busy[fewest] and len(self.readers) < self.most_readers):
+            fewest = self.reader.remote()
+            self.readers.append(fewest)
+        return fewest
 
     def _was_read(self, job: _Job, record: Mapping[str, Any]) -> None:
         if "user_error" in record:
@@ -375,8 +390,11 @@ class _RayPool:
             self.actors.pop(actor, None)
 
 
-def _read(committer: Committer, index: int, block: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return committer(index, block)
-    except UserError as error:
-        return {"user_error": error.fields()}
+class _Reader:
+    """Reads and commits answered blocks, one after the other."""
+
+    def read(self, committer: Committer, index: int, block: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return committer(index, block)
+        except UserError as error:
+            return {"user_error": error.fields()}
