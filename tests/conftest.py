@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads
+os.environ.pop("HF_HUB_OFFLINE", None)  # the Hub of these tests is a server on this machine
 
 # Timing belongs to benchmarks; the first example of a compiled function loads it.
 settings.register_profile("embedmix", deadline=None)

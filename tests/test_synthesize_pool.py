@@ -67,6 +67,29 @@ def test_on_ray_as_in_one_process(tmp_path: Path, ray_session: None) -> None:
     assert {row["provenance"]["llm"] for row in rows[0]} == {"One", "Two"}
 
 
+def test_no_more_processes_than_cpus_read_what_was_answered(
+    tmp_path: Path, ray_session: None
+) -> None:
+    """As tasks without a CPU of their own they were one process for each block that waited."""
+    seen: set[int] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            seen.update(process.pid for process in ray_processes("_Reader"))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        with EndpointServer() as server:
+            step = echo_step([llm(server, max_concurrency=64)], rows=120, block_requests=4)
+            run_steps([step], str(tmp_path), executor="ray")
+    finally:
+        done.set()
+        thread.join()
+    assert 1 <= len(seen) <= 2
+
+
 def test_llms_that_do_not_fit_together_take_turns(tmp_path: Path, ray_session: None) -> None:
     """Each needs both CPUs; the second starts when the first has freed them."""
     with EndpointServer() as first, EndpointServer() as second:

@@ -30,6 +30,7 @@ BLOCK_REQUESTS = 32
 ROUNDS = 8
 SPARE = 1.05  # asked for beyond what the measured yield demands
 LEAST_YIELD = 0.02  # below it an LLM is not worth asking again
+READER_BLOCKS = 4  # that wait for each reader before there is another: it takes seconds to start
 DEATHS = 3  # of an LLM's replicas, that are made good
 PER_LLM, PER_KIND = 10**11, 10**9  # room for the numbers of requests of each
 
@@ -298,10 +299,11 @@ class _RayPool:
         self.jobs[ref] = _Job(member=job.member, step="read", actor=reader, index=job.index)
 
     def _least_busy(self) -> Any:
-        """The reader with the fewest blocks; a new one where all have some."""
+        """The reader with the fewest blocks; a new one where all have several."""
         busy = Counter(job.actor for job in self.jobs.values() if job.step == "read")
         fewest = min(self.readers, key=lambda reader: busy[reader], default=None)
-        if fewest is None or (busy[fewest] and len(self.readers) < self.most_readers):
+        full = len(self.readers) >= self.most_readers
+        if fewest is None or (busy[fewest] >= READER_BLOCKS and not full):
             fewest = self.reader.remote()
             self.readers.append(fewest)
         return fewest
