@@ -211,19 +211,21 @@ PAIRS = [list(RUNS)[:2], list(RUNS)[2:]]
 
 
 def compare(arguments: argparse.Namespace) -> str:
-    """The trainers, `--repeats` times in turn; the fastest of each counts."""
+    """The trainers, `--repeats` times in turn; the median of each counts."""
     pairs = PAIRS if arguments.f2llm else PAIRS[:1]
-    best: dict[str, dict[str, Any]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(arguments.repeats):
         for name in (name for pair in pairs for name in pair):
             with tempfile.TemporaryDirectory() as folder:
                 found = Path(folder) / "found.json"
                 command = [sys.executable, __file__, *sys.argv[1:], "--one", name, str(found)]
                 subprocess.run(command, check=True)
-                result = json.loads(found.read_text())
-            if name not in best or result["seconds"] < best[name]["seconds"]:
-                best[name] = result
-    one = best["embedmix"]
+                runs.setdefault(name, []).append(json.loads(found.read_text()))
+    middle = {
+        name: sorted(found, key=lambda run: run["seconds"])[len(found) // 2]
+        for name, found in runs.items()
+    }
+    one = middle["embedmix"]
     names = ("torch", "transformers", "sentence-transformers", "accelerate")
     lines = [
         "# Training beside peers",
@@ -234,18 +236,18 @@ def compare(arguments: argparse.Namespace) -> str:
         "",
         f"{one['rows']} rows of {1 + 1 + arguments.negatives} texts, {one['tokens']:,} different "
         f"tokens in {len(one['losses'])} batches of {arguments.batch_size}, {arguments.threads} "
-        f"threads, bf16; the fastest of {arguments.repeats}.",
+        f"threads, bf16; the median of {arguments.repeats}.",
         "",
         "| trainer | rows/s | seconds | ours is times | first loss | last loss | a step's differ |",
         "|---|---|---|---|---|---|---|",
     ]
     for own, *others in pairs:
         for name in (own, *others):
-            found, curve = best[name], best[name]["losses"]
-            apart = max(abs(a - b) for a, b in zip(best[own]["losses"], curve, strict=True))
+            found, curve = middle[name], middle[name]["losses"]
+            apart = max(abs(a - b) for a, b in zip(middle[own]["losses"], curve, strict=True))
             lines.append(
                 f"| {name} | {found['rows'] / found['seconds']:.2f} | {found['seconds']:.1f} "
-                f"| {found['seconds'] / best[own]['seconds']:.2f} | {curve[0]:.4f} "
+                f"| {found['seconds'] / middle[own]['seconds']:.2f} | {curve[0]:.4f} "
                 f"| {curve[-1]:.4f} | <= {apart:.3f} |"
             )
     return "\n".join(lines)
