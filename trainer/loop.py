@@ -42,8 +42,9 @@ def run_stages(
 ) -> tuple[PreTrainedModel, Any, list[dict[str, Any]]]:
     """Train all stages from the base, or from the checkpoint in folder `place`.
 
-    Returns the model (the first process), its tokenizer and the figures of each stage. UserError
-    when the checkpoint is of another configuration, and when a loss or gradient is not finite.
+    Returns the model (whole in the first process), its tokenizer and the figures of each stage.
+    UserError when the checkpoint is of another configuration, and when a loss or gradient is not
+    finite.
     """
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(config.threads or max(1, cores))
@@ -53,7 +54,9 @@ def run_stages(
     run = _Run(config, identity, place=place, device=device)
     for number in range(len(run.finished), len(config.stages)):
         run.stage(number, data[number])
-    return run.whole_model(), run.tokenizer, run.finished
+    # The others must not read the checkpoint now: the first removes it once it has exported.
+    model = run.whole_model() if rank() == 0 else run.model
+    return model, run.tokenizer, run.finished
 
 
 def load_packed(
