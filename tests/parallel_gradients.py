@@ -115,6 +115,6 @@ if __name__ == "__main__":
                 found |= gradients(kind, case)
         if rank() == 0:
             save_file(found, sys.argv[1])
-        if rank() != 0:
+        else:
             loop._Run.whole_model = read_by_the_first_alone  # type: ignore[method-assign]
         train_killed(sharded(*sys.argv[2:]))

@@ -21,17 +21,14 @@ SUBJECTS = [
 ]  # fmt: skip
 
 
-def documents_step(count: int = 60, *, further: str | None = None) -> Step:
-    """Public documents that all differ, a further one if there is a text, and one query."""
+def documents_step(count: int = 60) -> Step:
+    """Public documents that all differ, and one query."""
 
     def work(context: Context) -> None:
         rows = []
-        texts = [
-            f"The {SUBJECTS[i % 10]} number {i} stands where {i * 7} people of the town of "
-            f"Northern {SUBJECTS[i // 10]} come by every morning before the market opens."
-            for i in range(count)
-        ]
-        for text in texts + [further] * (further is not None):
+        for i in range(count):
+            text = f"The {SUBJECTS[i % 10]} number {i} stands where {i * 7} people of the town of "
+            text += f"Northern {SUBJECTS[i // 10]} come by every morning before the market opens."
             key = document_id(None, text)
             rows.append(
                 {"doc_id": key, "cluster": key, "text": text, "source": "towns", "title": None}
@@ -45,13 +42,7 @@ def documents_step(count: int = 60, *, further: str | None = None) -> Step:
         public |= {"positives": [rows[0]["doc_id"]], "given_negatives": [], "cluster": query}
         context.write("queries", pa.Table.from_pylist([public], QUERY), QUERY, rows_per_shard=10)
 
-    return Step(
-        name="documents",
-        version=1,
-        config={"count": count, "further": further},
-        inputs={},
-        work=work,
-    )
+    return Step(name="documents", version=1, config={"count": count}, inputs={}, work=work)
 
 
 def served(server: EndpointServer, name: str, **fields: Any) -> LLM:
