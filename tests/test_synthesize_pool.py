@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 from echo_kind import echo_step, run_echo
 from endpoint_server import TEST, EndpointServer
-from ray_processes import ray_processes
+from ray_processes import ray_processes, wait_until_gone
 
 from datagen.schema import UserError
 from datagen.steps import run_steps
 from datagen.store import Folder, read_table
 from datagen.synthesize.llm import LLM
+
+
+@pytest.fixture
+def ray_session(ray_session: None) -> None:
+    """The Ray of the session without processes of an earlier test: tests here count and kill."""
+    wait_until_gone("Replica", "_Reader")
 
 
 def llm(server: EndpointServer, name: str = "One", **fields: Any) -> LLM:
@@ -105,10 +111,7 @@ def test_replicas_that_found_no_room_are_let_go(tmp_path: Path, ray_session: Non
     """Two of five fit; the others must not load when there is nothing left to ask."""
     with EndpointServer() as server:
         run_echo(str(tmp_path), [llm(server, replicas=5, num_cpus=1)], rows=8, executor="ray")
-        end = time.monotonic() + 30
-        while ray_processes("Replica"):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until_gone("Replica")
 
 
 def test_a_range_of_replicas_takes_the_room_that_nobody_waits_for(

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from ray_processes import ray_processes
+from ray_processes import ray_processes, wait_until_gone
 from test_synthesize_step import documents_step
 
 from datagen.steps import run_steps
@@ -45,6 +45,7 @@ def test_an_engine_that_is_killed_is_made_good(
         rows={"retrieval": ROWS},
         block_requests=6,
     )
+    wait_until_gone("Replica")
     done, killed, before = threading.Event(), [], {}
 
     def kill() -> None:
