@@ -18,6 +18,7 @@ COMMON = {
     "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 DECODER = {**COMMON, "num_key_value_heads": 2, "use_cache": False, "is_causal": False}
+GEMMA = {**COMMON, "num_key_value_heads": 2, "use_cache": False, "sliding_window": 8, "head_dim": 8}
 FAMILIES = {
     "Llama": DECODER,
     "Llama (causal)": {**DECODER, "is_causal": True},
@@ -25,7 +26,8 @@ FAMILIES = {
     "Qwen3": DECODER,
     "Mistral": {**DECODER, "sliding_window": 4},
     "Mistral (causal)": {**DECODER, "sliding_window": 4, "is_causal": True},
-    "Gemma3Text": {**DECODER, "sliding_window": 4, "head_dim": 8},
+    "Gemma3Text": {**GEMMA, "use_bidirectional_attention": True},
+    "Gemma3Text (causal)": GEMMA,
     "Bert": COMMON,
     "XLMRoberta": COMMON,
     "ModernBert": {**COMMON, "local_attention": 8, "cls_token_id": 0, "sep_token_id": 0},

@@ -1,8 +1,9 @@
 """Load a decoder or an encoder, make it bidirectional, check that it is, embed texts with padding.
 
 transformers >= 5.2 makes every decoder bidirectional through one configuration key,
-`is_causal=False`, which is saved with the model. Older versions ignore it without a word, and some
-attention kernels ignore it in padded batches only; `self_check` finds both before training starts.
+`is_causal=False`, which is saved with the model (trainer/configuration.py). Older versions ignore it
+without a word, and some attention kernels ignore it in padded batches only; `self_check` finds both
+before training starts.
 
 An embedding is the mean of the last hidden states over all real tokens, instruction included, as in
 llama-embed-nemotron-8b (arXiv 2511.07025), or the state of the last or the first token. Training
@@ -15,18 +16,18 @@ import contextlib
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from datagen.schema import UserError
+from trainer.configuration import read_configuration
 from trainer.packed import PackedEncoder, unmarked
 
 # As datagen.schema.format_query writes it.
@@ -48,9 +49,7 @@ def load_encoder(
     no model, a number of layers that it lacks, and weights that the folder does not hold.
     """
     _check_version()
-    config = _configuration(path, layers)
-    config.is_causal = causal
-    config.use_cache = False  # else each forward builds a cache, which shortened models crash in
+    config = read_configuration(path, causal=causal, layers=layers)
     with _quiet():
         model, report = AutoModel.from_pretrained(
             path,
@@ -89,30 +88,6 @@ def _check_version() -> None:
             expected=f"at least {MINIMUM_TRANSFORMERS}: older ones ignore is_causal=False",
             do="pip install 'transformers>=5.2'",
         )
-
-
-def _configuration(path: str, layers: int | None) -> PretrainedConfig:
-    if not (Path(path) / "config.json").is_file():
-        raise UserError(
-            found=f"no config.json in {path}",
-            expected="the folder of a transformers model",
-            do="check the path of the model",
-        )
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
-    if layers is None:
-        return config
-    total = config.num_hidden_layers
-    if not 0 < layers <= total:
-        raise UserError(
-            found=f"{layers} layers asked for",
-            expected=f"1 to {total}, the layers of {path}",
-            do="change `layers`",
-            exit_status=2,
-        )
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):  # transformers 5 refuses a list of another length
-        config.layer_types = config.layer_types[:layers]
-    return config
 
 
 @contextlib.contextmanager

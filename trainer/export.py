@@ -46,6 +46,8 @@ def export_model(
     tokens of a prompt stay out of the mean.
     Replaces an earlier export; raises UserError when `output` holds anything else.
     """
+    from trainer.configuration import is_causal, saved_keys
+
     missing = [name for name in ("query", "document") if name not in prompts]
     if missing:
         raise UserError(
@@ -53,13 +55,12 @@ def export_model(
             expected="a prompt (possibly empty) for query and document",
             do="add them to the prompts",
         )
-    model.config.is_causal = bool(getattr(model.config, "is_causal", False))
     model.config.use_cache = False
     with new_folder(output) as folder:
         model.save_pretrained(folder)
         _save_tokenizer(tokenizer, folder, max_length=max_length)
-        causal = model.config.is_causal
-        edit_json(folder / "config.json", use_bidirectional_attention=not causal)
+        causal = is_causal(model.config)
+        edit_json(folder / "config.json", **saved_keys(model.config))
         width = model.config.hidden_size
         how: dict[str, Any] = {"pooling": pooling, "pool_instruction": pool_instruction}
         _write_modules(folder, width=width, max_length=max_length, **how)
@@ -132,7 +133,7 @@ def saved_causal(folder: str) -> bool:
     if not (Path(folder) / GOLDEN).is_file():
         return False
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return bool(config.get("is_causal", False))
+    return not config["use_bidirectional_attention"]
 
 
 def _saved_dtype(model: str) -> str:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from datagen.schema import UserError
 from trainer.checkpoint import load_checkpoint, newest, read_state, save_checkpoint
+from trainer.configuration import is_causal
 from trainer.data import Example, StageData
 from trainer.distributed import parallel, rank, total, world_size
 from trainer.encoder import check_packed, load_encoder, self_check
@@ -65,7 +66,7 @@ def load_packed(
     """A model that embeds without padding, and its tokenizer; checked, and on the device."""
     model, tokenizer = load_encoder(folder, causal=config.causal)
     torch.nn.Module.to(model, device)
-    self_check(model, tokenizer, causal=model.config.is_causal)
+    self_check(model, tokenizer, causal=is_causal(model.config))
     encoder = check_packed(model, tokenizer)
     encoder.pooling, encoder.mixed = config.pooling, config.dtype == "bfloat16"
     return encoder, tokenizer

@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from trainer.configuration import window_reach
+
 PACKED = "packed"  # the name of the attention function
 MATH_LENGTH = 600  # up to here plain matrix products beat the fused kernel of the CPU, backward
 POOLINGS = ("mean", "last", "cls")
@@ -138,12 +140,11 @@ def attend(
     """Attention of each text to itself [1, T, H, C], in the form that transformers expects."""
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     # What kernels get differs by one among models; the configuration has the reach of the mask.
-    config: Any = module.config
-    reach: int | None = None if sliding_window is None else config.sliding_window
+    reach = None if sliding_window is None else window_reach(module.config, causal=causal)
     half = query_1HTC.dtype in (torch.bfloat16, torch.float16)
     kernel = _varlen() if query_1HTC.is_cuda and half and not dropout else None
     if kernel is not None:
-        far = -1 if reach is None else reach - int(causal)
+        far = -1 if reach is None else reach
         window = (far, 0 if causal else far)
         parts = [x[0].transpose(0, 1) for x in (query_1HTC, key_1GTC, value_1GTC)]
         out_THC = kernel(*parts, segments, scaling, window)
@@ -191,7 +192,7 @@ def _mask(length: int, causal: bool, reach: int | None, device: torch.device) ->
         return None
     distance_LL = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
     mask_LL = distance_LL >= 0 if causal else torch.ones_like(distance_LL, dtype=torch.bool)
-    return mask_LL if reach is None else mask_LL & (distance_LL.abs() <= reach - int(causal))
+    return mask_LL if reach is None else mask_LL & (distance_LL.abs() <= reach)
 
 
 @functools.cache
