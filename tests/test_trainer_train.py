@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from tiny_mix import write_tiny_mix
 from datagen.schema import UserError
 from trainer import loop
 from trainer.base import prepare_base
+from trainer.data import StageData
 from trainer.encoder import load_encoder
 from trainer.golden import check_golden
 from trainer.schedule import learning_rate, new_optimizer
@@ -28,6 +31,10 @@ STAGES = (
     StageConfig(name="finetune", negatives=4, learning_rate=1e-3, batch_size=8, max_length=64),
 )  # 5 and 6 steps
 CONFIG = TrainConfig(mix="m", base="b", output="o")
+FIGURES = {
+    "loss": 1.0, "accuracy": 1.0, "task": "retrieval", "rows": 8, "tokens": 100,
+    "gradient_norm": 1.0,
+}  # fmt: skip
 LEARNS = replace(STAGES[0], learning_rate=2e-2, epochs=8)  # 40 steps
 
 
@@ -54,7 +61,9 @@ def weights(folder: str | Path) -> bytes:
 
 
 def metrics(folder: str | Path) -> list[dict]:
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    """The lines of a run but for how fast it was."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "speed"} for line in lines]
 
 
 def test_a_run_learns_and_says_what_it_did(config):
@@ -104,7 +113,7 @@ def test_a_killed_run_resumes_to_the_same_weights(config, tmp_path, monkeypatch,
     assert weights(config.output) == weights(tmp_path / "whole")
     assert metrics(config.output) == metrics(tmp_path / "whole")
     timeless = [
-        [{k: v for k, v in stage.items() if k != "seconds"} for stage in record["stages"]]
+        [{k: v for k, v in stage.items() if "seconds" not in k} for stage in record["stages"]]
         for record in (whole, resumed)
     ]
     assert timeless[0] == timeless[1]
@@ -392,10 +401,28 @@ def test_a_line_says_how_fast_how_well_used_and_how_long(config, monkeypatch, ca
     lines = [line for line in caplog.messages if "step " in line]
     form = (
         r"run pretrain: step \d/5, loss [\d.]+, accuracy@1 [\d.]+, \d+ rows/s, \d+ tokens/s, "
-        r"MFU \d+%, \d+:\d\d left"
+        r"MFU \d+%, \d+\.\d GiB(, \d+% idle)?, \d+:\d\d left"
     )
     assert len(lines) == 5 and all(re.fullmatch(form, line) for line in lines)
     assert lines[-1].endswith(" 0:00 left")
+
+
+def test_metrics_have_the_speed_of_each_step_and_waiting_for_rows_is_idle(config, monkeypatch):
+    """Every batch takes 30 ms to read, and the steps of this small model far less than that."""
+    read = StageData.examples
+
+    def slowly(self: StageData, *arguments: Any, **named: Any) -> list:
+        time.sleep(0.03)
+        return read(self, *arguments, **named)
+
+    monkeypatch.setattr(StageData, "examples", slowly)
+    monkeypatch.setattr(loop._Run, "_step", lambda self, stage, share, rate: dict(FIGURES))
+    (stage,) = train(replace(config, stages=STAGES[:1]))["stages"]
+    assert 5 * 0.03 * 0.9 <= stage["idle_seconds"] <= stage["seconds"] + 0.1
+    lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
+    speed = json.loads(lines[-1])["speed"]
+    assert set(speed) == {"rows_per_s", "tokens_per_s", "idle", "gib", "seconds_left"}
+    assert speed["gib"] > 0.1 and 0.5 < speed["idle"] <= 1 and speed["seconds_left"] == 0
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_queries(config, base, tmp_path):

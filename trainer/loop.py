@@ -172,14 +172,14 @@ class _Run:
             seed=self.config.seed,
             pool_instruction=self.config.pool_instruction,
         )
-        for step, share in zip(range(first, len(plan)), read, strict=True):
+        for step, share in zip(range(first, len(plan)), meter.waiting(read), strict=True):
             # Matters only for a base with dropout: a resumed run draws what it would have drawn.
             torch.manual_seed(self.config.seed * 1_000_003 + number * 500_009 + step)
             rate = learning_rate(self.config, stage, step=step, steps=len(plan))
             figures = self._step(stage, share, rate)
             rates = meter.add(step, figures)
             record = {"stage": stage.name, "step": step, "learning_rate": rate, **figures}
-            self._write_metrics(record)
+            self._write_metrics({**record, "speed": rates})
             self.board.add(step, record | rates)
             due = (step + 1) % self.config.checkpoint_steps == 0
             if step + 1 < len(plan) and (due or self._kept(step + 1)):

@@ -1,13 +1,15 @@
 """The figures of a stage: sums, losses by task, and a line every 10 s with rates, MFU and ETA.
 
-MFU is the share of the device's bf16 matrix rate that went into the forward and backward pass of
+Idle is the share of the time in which a step waited for its rows to be read and tokenised. MFU is the share of the device's bf16 matrix rate that went into the forward and backward pass of
 the tokens embedded, once each: 6 operations a weight, and attention. A second forward pass of
 GradCache or of gradient checkpointing is not counted as use.
 """
 
 import logging
+import resource
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -22,6 +24,8 @@ WINDOW = 0.1  # first and last loss are means over this share of the steps, at l
 # Dense bf16 operations per second, as their makers state them.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 _FIGURES = ("loss", "accuracy")
+_IDLE_WORTH_A_WORD = 0.01
+T = TypeVar("T")
 
 
 def token_flops(model: PreTrainedModel, *, length: int = 0) -> float:
@@ -39,6 +43,13 @@ def peak_flops() -> float | None:
     return next((rate for known, rate in PEAK_FLOPS.items() if known in name), None)
 
 
+def peak_gib() -> float:
+    """The most memory that this process has held: of its device, or resident without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+
 class Meter:
     """Adds up the figures of the steps; `sums` survive a checkpoint, rates are of this process."""
 
@@ -47,6 +58,7 @@ class Meter:
     ):
         self.name, self.steps, self.done_before = name, steps, done
         self.sums: dict[str, Any] = {"rows": 0, "tokens": 0, "seconds": 0.0, "tasks": {}}
+        self.sums["idle_seconds"] = self.idle = 0.0  # in which no rows were there
         self.sums |= {f"{end}_{figure}": 0.0 for end in ("first", "last") for figure in _FIGURES}
         self.sums |= sums
         self.window = max(1, round(steps * WINDOW))
@@ -54,6 +66,19 @@ class Meter:
         self.rows = self.tokens = 0
         peak = peak_flops()
         self.use_of_token = flops / (peak * devices) if peak else None
+
+    def waiting(self, rows: Iterable[T]) -> Iterator[T]:
+        """The same items; the time until each is there counts as idle."""
+        items = iter(rows)
+        while True:
+            began = time.monotonic()
+            item = next(items, None)
+            waited = time.monotonic() - began
+            self.idle += waited
+            self.sums["idle_seconds"] += waited
+            if item is None:
+                return
+            yield item
 
     def add(self, step: int, figures: dict[str, Any]) -> dict[str, float]:
         """Count step number `step` (from 0), and log when it is time; gives the rates so far."""
@@ -84,10 +109,8 @@ class Meter:
         rates = {"rows_per_s": self.rows / elapsed, "tokens_per_s": self.tokens / elapsed}
         if self.use_of_token is not None:
             rates["mfu"] = self.use_of_token * self.tokens / elapsed
-        if torch.cuda.is_available():
-            rates["gib"] = torch.cuda.max_memory_allocated() / 2**30
         left = elapsed / (step - self.done_before) * (self.steps - step)
-        return {**rates, "seconds_left": left}
+        return {**rates, "idle": self.idle / elapsed, "gib": peak_gib(), "seconds_left": left}
 
     def _log(self, step: int, figures: dict[str, Any], rates: dict[str, float]) -> None:
         minutes, seconds = divmod(rates["seconds_left"], 60)
@@ -97,16 +120,21 @@ class Meter:
             self.name, step, self.steps, figures["loss"], figures["accuracy"],
             rates["rows_per_s"], rates["tokens_per_s"],
             f", MFU {rates['mfu']:.0%}" if "mfu" in rates else "",
-            f", {rates['gib']:.1f} GiB" if "gib" in rates else "", minutes, seconds,
+            self._aside(rates), minutes, seconds,
         )  # fmt: skip
 
+    def _aside(self, rates: dict[str, float]) -> str:
+        waits = rates["idle"] >= _IDLE_WORTH_A_WORD
+        return f", {rates['gib']:.1f} GiB" + (f", {rates['idle']:.0%} idle" if waits else "")
+
     def summary(self) -> dict[str, Any]:
-        """Steps, rows, tokens, seconds; loss and accuracy@1 at the beginning and the end."""
+        """Steps, rows, tokens, seconds, those without rows; loss and accuracy@1 at the beginning and the end."""
         return {
             "steps": self.steps,
             "rows": int(self.sums["rows"]),
             "tokens": int(self.sums["tokens"]),
             "seconds": round(self.sums["seconds"], 1),
+            "idle_seconds": round(self.sums["idle_seconds"], 2),
             "task_losses": {
                 task: round(loss / rows, 4) for task, (rows, loss) in self.sums["tasks"].items()
             },
