@@ -14,7 +14,7 @@ import yaml
 from markupsafe import Markup
 
 from datagen.codes import ISO_639_3
-from datagen.escape import visible
+from datagen.escape import inline, visible
 from datagen.overview import Overview, count_mix
 from datagen.report import environment
 from datagen.report_tables import totals, written_by
@@ -55,9 +55,6 @@ gpl-2.0 gpl-3.0 isc lgpl lgpl-2.1 lgpl-3.0 llama2 llama3 llama3.1 llama3.2 llama
 mpl-2.0 odbl odc-by pddl postgresql unlicense zlib
 """
 HUB_LICENCES = frozenset(_LICENCES.split())
-
-# What Markdown, and the Hub's additions to it, see inside a line. `://` would become a link.
-_MARKDOWN = re.compile(r"([\\`*_\[\]|~$#@!]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 
 
 def write_card(
@@ -128,7 +125,7 @@ def render_card(
     """The text of the card; `facts` as the report step gathered them."""
     header = metadata(overview, title=title, licence=licence, configs=configs)
     return (
-        environment(_inline)
+        environment(inline)
         .get_template("card.md.jinja")
         .render(
             header=Markup(yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)),
@@ -239,18 +236,6 @@ def llm_table(overview: Overview) -> list[dict[str, Any]]:
     keys = ["llm", "llm_licence"]
     summed = pl.DataFrame(lines).group_by(keys).agg(pl.col("rows").sum()).sort(keys)
     return list(summed.iter_rows(named=True))
-
-
-def _inline(value: Any) -> Markup:
-    """Nothing reaches the card as it is unless marked so: a forgotten filter cannot open a hole."""
-    return value if isinstance(value, Markup) else markdown(str(value))
-
-
-def markdown(text: str) -> Markup:
-    """The text on one line, so that neither Markdown nor HTML sees anything in it."""
-    line = re.sub(r"\s*\n\s*", " ", visible(text))
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return Markup(_MARKDOWN.sub(r"\\\1", line))
 
 
 def some(names: Sequence[str], limit: int = 8) -> str:

@@ -13,7 +13,8 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from small_mix import HOSTILE, build, rows_of
 
-from datagen.card import hub_licence, markdown, write_card
+from datagen.card import hub_licence, write_card
+from datagen.escape import markdown
 from datagen.report import write_report
 from datagen.steps import run_steps
 

@@ -1,4 +1,4 @@
-"""Attention as it is asked for, in families with a window of their own, kept by what is exported."""
+"""Attention as it is asked for, in families with a window, and kept by what is exported."""
 
 import json
 from pathlib import Path

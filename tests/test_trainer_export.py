@@ -142,27 +142,6 @@ def test_prompts_must_name_both_sides(tmp_path: Path) -> None:
         tiny_export(tmp_path / "model", prompts={"query": ""})
 
 
-def test_the_card_names_base_mix_and_stages(tmp_path: Path) -> None:
-    card = {
-        "base_model": "SmolLM2-135M",
-        "licence": "Apache-2.0",
-        "mix": "c0ffee",
-        "stages": [{"stage": "pretrain", "steps": 3, "last_loss": 0.5}],
-    }
-    export_model(
-        tiny_model(),
-        tiny_tokenizer(),
-        str(tmp_path / "m"),
-        max_length=64,
-        prompts=PROMPTS,
-        card=card,
-    )
-    text = (tmp_path / "m" / "README.md").read_text()
-    assert "license: apache-2.0" in text
-    for fact in ("SmolLM2-135M", "c0ffee", "stage pretrain, steps 3, last_loss 0.5", ">= 5.2"):
-        assert fact in text
-
-
 def test_a_plain_transformers_folder_becomes_a_bidirectional_encoder(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

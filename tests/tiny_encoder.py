@@ -55,7 +55,12 @@ def tiny_model(*, seed: int = 0, width: int = 32, dtype: str = "float32") -> Any
 
 
 def tiny_export(
-    folder: Path, *, seed: int = 0, prompts: Mapping[str, str] = PROMPTS, **model: Any
+    folder: Path,
+    *,
+    seed: int = 0,
+    prompts: Mapping[str, str] = PROMPTS,
+    card: Mapping[str, Any] | None = None,
+    **model: Any,
 ) -> str:
     """An exported model folder; another seed gives other weights."""
     export_model(
@@ -64,6 +69,7 @@ def tiny_export(
         str(folder),
         max_length=64,
         prompts=prompts,
+        card=card,
     )
     return str(folder)
 

@@ -37,7 +37,7 @@ def prepare_base(
     encoder, tokenizer = load_encoder(model, layers=layers)
     self_check(encoder, tokenizer)
     kept = encoder.config.num_hidden_layers
-    card = {"base_model": Path(model).name, "stage": f"untrained, the first {kept} layers"}
+    card = {"base_model": Path(model).name, "about": f"untrained, the first {kept} layers"}
     export_model(encoder, tokenizer, output, max_length=max_length, prompts=PROMPTS, card=card)
     record.write_text(json.dumps(made, indent=1) + "\n")
     log.info("base: the first %d layers of %s in %s", kept, Path(model).name, output)

@@ -1,9 +1,8 @@
 """Load a decoder or an encoder, make it bidirectional, check that it is, embed texts with padding.
 
-transformers >= 5.2 makes every decoder bidirectional through one configuration key,
-`is_causal=False`, which is saved with the model (trainer/configuration.py). Older versions ignore it
-without a word, and some attention kernels ignore it in padded batches only; `self_check` finds both
-before training starts.
+transformers >= 5.2 makes every decoder bidirectional through its configuration, which is saved with
+the model (trainer/configuration.py). Older versions ignore that without a word, and some attention
+kernels ignore it in padded batches only; `self_check` finds both before training starts.
 
 An embedding is the mean of the last hidden states over all real tokens, instruction included, as in
 llama-embed-nemotron-8b (arXiv 2511.07025), or the state of the last or the first token. Training

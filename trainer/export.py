@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from datagen.schema import UserError
-from trainer.card import model_card
+from trainer.card import read_card, write_card
 from trainer.golden import GOLDEN, check_golden, golden_vectors, save_golden
 
 _LIBRARIES = ("torch", "transformers", "sentence-transformers")
@@ -42,11 +42,11 @@ def export_model(
     """Write the encoder to `output`, whole or not at all; texts are cut at `max_length` tokens.
 
     `prompts` must have `query` and `document`; further names are mteb's (`Retrieval-query`).
-    `card` (base_model, licence, mix, stages) goes into README.md. Without `pool_instruction` the
+    `card` is what README.md says of its making (see `write_card`). Without `pool_instruction` the
     tokens of a prompt stay out of the mean.
     Replaces an earlier export; raises UserError when `output` holds anything else.
     """
-    from trainer.configuration import is_causal, saved_keys
+    from trainer.configuration import saved_keys
 
     missing = [name for name in ("query", "document") if name not in prompts]
     if missing:
@@ -59,7 +59,6 @@ def export_model(
     with new_folder(output) as folder:
         model.save_pretrained(folder)
         _save_tokenizer(tokenizer, folder, max_length=max_length)
-        causal = is_causal(model.config)
         edit_json(folder / "config.json", **saved_keys(model.config))
         width = model.config.hidden_size
         how: dict[str, Any] = {"pooling": pooling, "pool_instruction": pool_instruction}
@@ -74,10 +73,7 @@ def export_model(
         write_json(folder / "config_sentence_transformers.json", settings)
         vectors = golden_vectors(model, tokenizer, prompts, max_length=max_length, **how)
         save_golden(folder, vectors, dtype=model.dtype)
-        (folder / "README.md").write_text(
-            model_card(card or {}, max_length=max_length, causal=causal, **how),
-            encoding="utf-8",
-        )
+        write_card(folder, card or {})
 
 
 def export_folder(
@@ -110,7 +106,8 @@ def export_folder(
     kept = getattr(torch, dtype or _saved_dtype(model))
     encoder, tokenizer = load_encoder(model, dtype=kept, causal=saved_causal(model))
     prompts = _saved_prompts(Path(model)) or PROMPTS
-    card = {"base_model": Path(model).name, "licence": licence}
+    card = {"base_model": Path(model).name, **read_card(model)}
+    card |= {"licence": licence} if licence else {}
     how: dict[str, Any] = {"prompts": prompts, "card": card, **saved_pooling(model)}
     export_model(encoder, tokenizer, output, max_length=max_length, **how)
     difference = check_golden(output)

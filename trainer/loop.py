@@ -254,8 +254,8 @@ class _Run:
             return
         place = kept_folder(self.config.output, number)
         place.parent.mkdir(parents=True, exist_ok=True)
-        told = {"mix": self.identity["mix"], "stages": self.finished}
-        export_run(self.config, place, self.whole_model(), self.tokenizer, **told)
+        model = self.whole_model()
+        export_run(self.config, place, model, self.tokenizer, stages=self.finished)
         log.info("%s: kept step %d in %s", self.name, number, place)
 
     def whole_model(self) -> PreTrainedModel:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from datagen.schema import UserError
+from trainer.card import CARD, META, README, merged_mixes, read_card, write_card
 from trainer.export import any_entry, edit_json, new_folder, write_json
 from trainer.golden import GOLDEN, write_golden
 
@@ -42,9 +43,9 @@ _COMPARED: Mapping[str, frozenset[str]] = {
     "tokenizer.json": frozenset({"truncation", "padding"}),
     "tokenizer_config.json": frozenset({"name_or_path"}),
 }
-_COPIED = (".json", ".txt", ".model", ".jinja", ".md")
+_COPIED = (".json", ".txt", ".model", ".jinja")
 # Records of a single run, which the merged folder must not carry.
-_LEFT_OUT = (GOLDEN, RECIPE, "run.json", "base.json", "result.json")
+_LEFT_OUT = (GOLDEN, RECIPE, CARD, README, META, "run.json", "base.json", "result.json")
 
 Key = tuple[str, str]  # folder inside the model, name of the tensor
 
@@ -95,9 +96,8 @@ def merge(
         dtype = _write_merged(folder, Path(models[0]), tensors, shares, combine)
         edit_json(folder / "config.json", dtype=dtype)
         write_json(folder / RECIPE, recipe)
-        with (folder / "README.md").open("a", encoding="utf-8") as card:
-            card.write(_card_section(recipe))
         write_golden(str(folder))
+        write_card(folder, _card(recipe))
     log.info("merge: %d models in %s", len(models), output)
     return recipe
 
@@ -332,9 +332,12 @@ def _tensor(file: Path, key: Key) -> Any:
         return tensors.get_tensor(key[1])
 
 
-def _card_section(recipe: Mapping[str, Any]) -> str:
-    lines = [f"- {Path(m['path']).name}, weight {m['weight']:.4g}" for m in recipe["models"]]
-    of = f"By the method {recipe['method']}, the weights of:"
+def _card(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says: the models and their shares, and all mixes that they were trained on."""
+    lines = [f"{Path(m['path']).name}, weight {m['weight']:.4g}" for m in recipe["models"]]
     if "base" in recipe:
-        lines.append(f"- changes to {Path(recipe['base']['path']).name}, times {recipe['scale']:g}")
-    return "\n".join(["", "## Merge", "", of, "", *lines, ""])
+        lines.append(f"changes to {Path(recipe['base']['path']).name}, times {recipe['scale']:g}")
+    cards = [read_card(model["path"]) for model in recipe["models"]]
+    first = {key: value for key, value in cards[0].items() if key != "stages"}
+    about = f"{recipe['method']} of the weights of {len(cards)} models"
+    return {**first, "about": about, "mixes": merged_mixes(cards), "merged": lines}

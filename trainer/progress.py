@@ -1,8 +1,9 @@
 """The figures of a stage: sums, losses by task, and a line every 10 s with rates, MFU and ETA.
 
-Idle is the share of the time in which a step waited for its rows to be read and tokenised. MFU is the share of the device's bf16 matrix rate that went into the forward and backward pass of
-the tokens embedded, once each: 6 operations a weight, and attention. A second forward pass of
-GradCache or of gradient checkpointing is not counted as use.
+Idle is the share of the time in which steps waited for their rows to be read and tokenised. MFU is
+the share of the device's bf16 matrix rate that went into the forward and backward pass of the
+tokens embedded, once each: 6 operations a weight, and attention where the length is known. A second
+forward pass of GradCache or of gradient checkpointing is not counted as use.
 """
 
 import logging
@@ -128,7 +129,7 @@ class Meter:
         return f", {rates['gib']:.1f} GiB" + (f", {rates['idle']:.0%} idle" if waits else "")
 
     def summary(self) -> dict[str, Any]:
-        """Steps, rows, tokens, seconds, those without rows; loss and accuracy@1 at the beginning and the end."""
+        """Steps, rows, tokens, seconds, idle ones; loss and accuracy@1 at both ends."""
         return {
             "steps": self.steps,
             "rows": int(self.sums["rows"]),

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from datagen.schema import UserError
+from trainer.card import read_card
 from trainer.data import StageData
 from trainer.encoder import embed, load_encoder, self_check, tokenize
 from trainer.export import any_entry, export_model, write_json
@@ -97,8 +98,8 @@ def prune(
     size = {"hidden": pruned.config.hidden_size, "mlp": pruned.config.intermediate_size}
     size["layers"] = pruned.config.num_hidden_layers
     record = {"model": model, **size, "texts": len(texts), "energy_kept": kept}
-    stage = f"pruned to hidden {size['hidden']}, MLP {size['mlp']}, {size['layers']} layers"
-    card = {"base_model": Path(model).name, "stage": stage}
+    about = f"pruned to hidden {size['hidden']}, MLP {size['mlp']}, {size['layers']} layers"
+    card = {"base_model": Path(model).name, **read_card(model), "about": about}
     export_model(pruned, tokenizer, output, max_length=max_length, prompts=PROMPTS, card=card)
     write_json(Path(output) / RECORD, record)
     log.info("prune: %s", json.dumps(record))

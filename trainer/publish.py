@@ -13,19 +13,19 @@ Records of training go along without the folders of this machine.
 import json
 import logging
 import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from datagen.schema import UserError
-from datagen.upload import CARD, check_repo, check_token, open_branch, open_repo, upload_folder
+from datagen.upload import check_repo, check_token, open_branch, open_repo, upload_folder
+from trainer.card import README, read_card, write_card
 from trainer.export import kept_steps
 from trainer.golden import GOLDEN, check_golden
 
 log = logging.getLogger("embedmix")
 
-_NEEDED = (GOLDEN, "modules.json", "config.json", CARD)
+_NEEDED = (GOLDEN, "modules.json", "config.json", README)
 
 
 def publish_model(
@@ -84,13 +84,13 @@ def _upload(folder: str, repo: str, *, revision: str, steps: dict[str, str]) -> 
             link = Path(temporary) / file.relative_to(folder)
             if file.is_dir():
                 link.mkdir()
-            elif file.name == CARD and file.parent == Path(folder):
-                link.write_text(_card(file.read_text("utf-8"), repo, revision, steps), "utf-8")
             elif file.suffix == ".json" and file.name in ("run.json", "merge.json", "prune.json"):
                 record = _without_folders(json.loads(file.read_text("utf-8")))
                 link.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
             else:
                 link.symlink_to(file.resolve())
+        card = read_card(folder)
+        write_card(Path(temporary), card, repo=repo, revision=revision, steps=list(steps))
         message = f"Model {Path(folder).name}"
         return upload_folder(temporary, repo, message=message, kind="model", revision=revision)
 
@@ -102,12 +102,3 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_folders(part) for part in value]
     return os.path.basename(value) if isinstance(value, str) and "/" in value else value
-
-
-def _card(text: str, repo: str, revision: str, steps: dict[str, str]) -> str:
-    """The card of an export, with the name under which the Hub has it."""
-    named = f'"{repo}"' if revision == "main" else f'"{repo}", revision="{revision}"'
-    text = re.sub(r'SentenceTransformer\("\."\)', f"SentenceTransformer({named})", text)
-    listed = "\n".join(f"- `{name}`" for name in steps)
-    about = f"\n## Revisions\n\nCheckpoints of the training, each a branch:\n\n{listed}\n"
-    return text + (about if steps else "")

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from datagen import __version__
 from datagen.schema import STAGES, UserError
 from datagen.store import Folder, read_manifest, verify
+from trainer.card import merged_mixes, read_card
 from trainer.export import GOLDEN, any_entry, export_model
 
 log = logging.getLogger("embedmix")
@@ -206,7 +207,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             _refuse_damaged(config.mix)
         model, tokenizer, stages = run_stages(config, identity, place=place, device=device)
         if rank() == 0:
-            export_run(config, output, model, tokenizer, mix=identity["mix"], stages=stages)
+            export_run(config, output, model, tokenizer, stages=stages)
             shutil.copyfile(place / "metrics.jsonl", output / "metrics.jsonl")
             text = json.dumps(_record(config, identity, stages), indent=1) + "\n"
             (output / "run.json").write_text(text)
@@ -228,13 +229,22 @@ def earlier_run(config: TrainConfig, identity: dict[str, Any]) -> dict[str, Any]
 
 
 def export_run(
-    config: TrainConfig, output: Path, model: Any, tokenizer: Any, *, mix: str, stages: list
+    config: TrainConfig, output: Path, model: Any, tokenizer: Any, *, stages: list
 ) -> None:
-    """Export what a run has trained, with a card that says on which mix (digest) and how."""
+    """Export what a run has trained, with a card that says on which data and how."""
+    from trainer.loss import matryoshka_widths
     from trainer.prompts import PROMPTS
+    from trainer.training_data import training_data
 
     length = max(stage.max_length for stage in config.stages)
-    card = {"base_model": Path(config.base).name, "mix": mix, "stages": stages}
+    before = read_card(config.base)
+    data = training_data(config.mix, [stage.name for stage in config.stages])
+    card = {"base_model": Path(config.base).name, **before, "stages": stages}
+    card["mixes"] = merged_mixes([before, {"mixes": [data]}])
+    if "about" in before:
+        card["about"] = f"training of the base: {before['about']}"
+    if config.matryoshka:
+        card["matryoshka"] = matryoshka_widths(model.config.hidden_size)
     settings: dict[str, Any] = {"prompts": PROMPTS, "card": card, "pooling": config.pooling}
     settings["pool_instruction"] = config.pool_instruction
     export_model(model, tokenizer, str(output), max_length=length, **settings)
