@@ -55,6 +55,7 @@ class Ablation:
     told: str
     tables: tuple[str, ...] = TABLES
     encoder: str = "all-minilm-l6-v2"
+    score_dtype: str | None = None
     seeds: int = 3
     steps: int = 64
     batch_size: int = 32
@@ -80,7 +81,7 @@ class Ablation:
         for name, seed in product(self.variants, range(1, self.seeds + 1)):
             place = str(self.output / "runs" / name / f"seed-{seed}")
             jobs[name, seed] = (self._job(name, mixes[name], place, seed), place)
-        jobs["base", 0] = (Job(output=self.base, tasks=self.tasks), str(self.output / "base"))
+        jobs["base", 0] = (self._scored(output=self.base), str(self.output / "base"))
         found = score_all(jobs, cpus=self.cpus, gpus=self.gpus)
         scores: Scores = {}
         for (name, seed), one in found.items():
@@ -135,7 +136,10 @@ class Ablation:
             checkpoint_steps=1_000,
         )
         config = replace(config, **self.variants[name].options)
-        return Job(output=place, tasks=self.tasks, train=config, keep=name == BASELINE)
+        return self._scored(output=place, train=config, keep=name == BASELINE)
+
+    def _scored(self, **job: Any) -> Job:
+        return Job(tasks=self.tasks, dtype=self.score_dtype, **job)
 
     def _merged(self, single: Mapping[int, Mapping[str, float]]) -> Scores:
         """Merges of pairs of baseline runs and of all, the best run, and the mean of each pair."""
@@ -145,7 +149,7 @@ class Ablation:
         for seeds in groups:
             place = str(self.output / "merged" / "-".join(map(str, seeds)))
             runs = tuple(str(self.output / "runs" / BASELINE / f"seed-{seed}") for seed in seeds)
-            jobs[seeds] = (Job(output=place, tasks=self.tasks, merge=runs), place)
+            jobs[seeds] = (self._scored(output=place, merge=runs), place)
         found = score_all(jobs, cpus=self.cpus, gpus=self.gpus)
         best = max(single.values(), key=lambda run: run["tasks"])
         scores: Scores = {"best": {0: dict(best)}}
@@ -171,7 +175,8 @@ class Ablation:
             f"{self.batch_size} and the synthetic rows, {self.negatives} negatives, learning "
             f"rate {self.learning_rate:g}, {self.max_length} tokens, {self.seeds} seeds. Seeds "
             "change the order of batches, not the rows. Scores are main scores x 100 on "
-            f"{len(self.tasks)} tasks ({names}). ± is half of the 95 % confidence interval over "
+            f"{len(self.tasks)} tasks ({names}), by vectors in "
+            f"{self.score_dtype or 'the dtype of the saved model'}. ± is half of the 95 % confidence interval over "
             "seeds; differences are paired by seed; * marks those whose interval excludes 0, "
             "without correction for the number of comparisons.",
             f"Base: {shape['num_hidden_layers']} layers of {shape['hidden_size']}, untrained as an "
@@ -212,6 +217,11 @@ def parser() -> argparse.ArgumentParser:
         told = about + (f" ({default:g})" if default is not None else "")
         flag = f"--{name.replace('_', '-')}"
         found.add_argument(flag, type=kind, default=default, metavar="N", help=told)
+    found.add_argument(
+        "--score-dtype",
+        choices=("float32", "bfloat16"),
+        help="of the models when they are scored (as saved)",
+    )
     found.add_argument(
         "--encoder", default=Ablation.encoder, metavar="M", help="scores random negatives"
     )

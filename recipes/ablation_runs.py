@@ -41,10 +41,12 @@ class Job:
     train: TrainConfig | None = None
     merge: tuple[str, ...] = ()
     keep: bool = False  # the weights of what was trained
+    dtype: str | None = None  # to score in: that of the model, or bfloat16
 
     def identity(self) -> dict[str, Any]:
         """What decides the scores."""
-        tasks = {"tasks": [load_task(folder).digest for folder in self.tasks]}
+        tasks: dict[str, Any] = {"tasks": [load_task(folder).digest for folder in self.tasks]}
+        tasks |= {"scored_in": self.dtype} if self.dtype else {}
         if self.train is not None:
             return {**self.train.identity(), **tasks}
         return {"models": [model_digest(m) for m in self.merge or (self.output,)], **tasks}
@@ -61,7 +63,7 @@ def score(job: Job, *, place: str) -> list[dict[str, Any]]:
         train(job.train)
     elif job.merge:
         merge(job.merge, job.output)
-    found = evaluate(job.output, list(job.tasks), f"{place}/scores")["tasks"]
+    found = evaluate(job.output, list(job.tasks), f"{place}/scores", dtype=job.dtype)["tasks"]
     tasks = [{key: task[key] for key in ("task", "type", "main_score")} for task in found]
     if undefined := [task["task"] for task in tasks if task["main_score"] is None]:
         raise UserError(
