@@ -176,9 +176,9 @@ class Ablation:
             f"rate {self.learning_rate:g}, {self.max_length} tokens, {self.seeds} seeds. Seeds "
             "change the order of batches, not the rows. Scores are main scores x 100 on "
             f"{len(self.tasks)} tasks ({names}), by vectors in "
-            f"{self.score_dtype or 'the dtype of the saved model'}. ± is half of the 95 % confidence interval over "
-            "seeds; differences are paired by seed; * marks those whose interval excludes 0, "
-            "without correction for the number of comparisons.",
+            f"{self.score_dtype or 'the dtype of the saved model'}. ± is half of the 95 % "
+            "confidence interval over seeds; differences are paired by seed; * marks those whose "
+            "interval excludes 0, without correction for the number of comparisons.",
             f"Base: {shape['num_hidden_layers']} layers of {shape['hidden_size']}, untrained as an "
             f"encoder. Mix: {size_of(self.mix)}.",
             "Versions: " + ", ".join(f"{key} {value}" for key, value in found.items()) + ".",

@@ -22,6 +22,7 @@ from trainer.packed import PackedEncoder
 from trainer.train import StageConfig, TrainConfig, train
 
 KINDS = ("ddp", "fsdp")
+MIXED = "fsdp in bf16"
 CASES = {  # loss, tokens at once: the small ones cut the batch
     "hard-negatives": (Objective(temperature=0.1), 40),
     "qwen3-whole": (Objective(loss="qwen3", temperature=0.1), 10_000),
@@ -58,10 +59,10 @@ def rows() -> tuple[list[Example], list[list[list[int]]]]:
 def gradients(kind: str, case: str) -> dict[str, torch.Tensor]:
     """The gradient of the batch by this process, or by it and its siblings."""
     model = tiny_model()
-    encoder = PackedEncoder(model)
+    encoder = PackedEncoder(model, mixed=kind == MIXED)
     objective, micro_tokens = CASES[case]
     work = Gradients(
-        encoder=parallel(encoder, kind), device=torch.device("cpu"), objective=objective,
+        encoder=parallel(encoder, kind.split()[0]), device=torch.device("cpu"), objective=objective,
         micro_tokens=micro_tokens, pad_id=1,
     )  # fmt: skip
     examples, ids = rows()
@@ -110,7 +111,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with process_group():
         found = {}
-        for kind in KINDS:
+        for kind in (*KINDS, MIXED):
             for case in CASES:
                 found |= gradients(kind, case)
         if rank() == 0:

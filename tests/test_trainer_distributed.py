@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_gradients import CASES, KINDS, NEGATIVES, ROWS, gradients, rows, sharded
+from parallel_gradients import CASES, KINDS, MIXED, NEGATIVES, ROWS, gradients, rows, sharded
 from safetensors.torch import load_file
 from tiny_encoder import tiny_export, tiny_model
 from tiny_mix import write_tiny_mix
@@ -61,6 +61,17 @@ def test_two_processes_give_the_gradient_of_one(of_two, kind, case):
     everything = load_file(of_two / "gradients.safetensors")
     found = {name: value for name, value in everything.items() if name in expected}
     assert relative_error(found, expected) <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_shards_that_are_gathered_in_bf16_give_the_gradient_to_its_precision(of_two, case):
+    """One process keeps its norms in fp32, shards have them in bf16; sums are fp32 in both."""
+    expected = gradients(MIXED, case)
+    everything = load_file(of_two / "gradients.safetensors")
+    found = {name: value for name, value in everything.items() if name in expected}
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert relative_error(found, expected) <= 1e-2
 
 
 @pytest.mark.parametrize(

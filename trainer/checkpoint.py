@@ -36,7 +36,7 @@ def save_checkpoint(
         for part, tensor in parts.items():
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if rank() == 0:
-                tensors[part] = whole.contiguous()
+                tensors[part] = whole.cpu().contiguous()  # together they are more than a GPU holds
     if rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
