@@ -287,3 +287,24 @@ def test_the_greedy_soup_leaves_out_what_does_not_help(models: list[str], tmp_pa
     assert found["soup"]["score"] > max(found["soup"]["alone"].values())
     assert [tried["kept"] for tried in found["soup"]["tried"]].count(True) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["soup"]
+
+
+@pytest.mark.parametrize("saved_again", [False, True], ids=["as packaged", "as saved today"])
+def test_models_that_were_not_exported_here(minilm: str, tmp_path: Path, saved_again: bool) -> None:
+    """Other libraries write other files; what they leave out is found elsewhere, or not stated."""
+    from sentence_transformers import SentenceTransformer
+
+    model = minilm
+    if saved_again:
+        model = str(tmp_path / "model")
+        SentenceTransformer(minilm, device="cpu").save_pretrained(model)
+    merge([model, model], str(tmp_path / "merged"))
+    found, expected = (
+        SentenceTransformer(place, device="cpu").encode(["two moons"])
+        for place in (str(tmp_path / "merged"), model)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    meta = json.loads((tmp_path / "merged" / "mteb_model_meta.json").read_text())
+    assert (meta["embed_dim"], meta["training_datasets"]) == (384, None)
+    assert meta["max_tokens"] in (256, 512)
+    assert "mean pooling" in (tmp_path / "merged" / "README.md").read_text()

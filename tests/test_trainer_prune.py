@@ -11,7 +11,15 @@ from tiny_mix import write_tiny_mix
 from datagen.schema import UserError
 from trainer.cli import main
 from trainer.encoder import embed, load_encoder
+from trainer.export import (
+    export_model,
+    saved_causal,
+    saved_length,
+    saved_pooling,
+    saved_prompts,
+)
 from trainer.golden import check_golden
+from trainer.prompts import PROMPTS
 from trainer.prune import SIZES, calibration_texts, cut, measure, prune
 
 TEXTS = ["the dog barks at the cat", "Mars has two moons", "der Mond der Erde", "the mat"]
@@ -121,6 +129,47 @@ def test_sizes_that_the_model_has_not_are_refused(tmp_path: Path, options, found
     assert refused.value.exit_status == 2 and not (tmp_path / "small").exists()
 
 
+def test_a_width_wants_texts_and_a_depth_wants_none(tmp_path: Path, capsys):
+    model, small = tiny_export(tmp_path / "model"), str(tmp_path / "small")
+    command = ["prune", model, "--output", small]
+    for options, found in (([], "no size"), (["--mlp", "40"], "no texts to calibrate with")):
+        assert main([*command, *options]) == 2
+        assert found in capsys.readouterr().err
+    assert main([*command, "--layers", "1"]) == 0
+    whole, first = (load_encoder(folder)[0] for folder in (model, small))
+    assert len(first.layers) == 1
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name])
+
+
+def test_an_encoder_with_its_own_pooling_keeps_it(tmp_path: Path):
+    """BERT has no SwiGLU to cut, but layers; attention, pooling, prompts and length stay."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+        num_attention_heads=4, pad_token_id=1,
+    )  # fmt: skip
+    prompts = {"query": "query: ", "document": ""}
+    how = {"max_length": 40, "prompts": prompts, "pooling": "cls"}
+    export_model(BertModel(config), tiny_tokenizer(), str(tmp_path / "bert"), **how)
+    prune(str(tmp_path / "bert"), str(tmp_path / "small"), layers=2)
+    assert saved_pooling(str(tmp_path / "small"))["pooling"] == "cls"
+    assert saved_prompts(str(tmp_path / "small")) == prompts
+    assert saved_length(str(tmp_path / "small")) == 40
+    assert check_golden(str(tmp_path / "small")) < 1e-5
+
+
+def test_a_causal_model_stays_causal(tmp_path: Path):
+    model = tiny_model()
+    model.config.is_causal = True
+    how = {"max_length": 64, "prompts": PROMPTS, "pooling": "last"}
+    export_model(model, tiny_tokenizer(), str(tmp_path / "model"), **how)
+    prune(str(tmp_path / "model"), str(tmp_path / "small"), texts=TEXTS, hidden=16)
+    assert saved_causal(str(tmp_path / "small"))
+
+
 def test_other_architectures_are_refused(tmp_path: Path):
     from transformers import GPT2Config, GPT2Model
 
@@ -128,8 +177,8 @@ def test_other_architectures_are_refused(tmp_path: Path):
     config = GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=4, n_positions=64)
     GPT2Model(config).save_pretrained(tmp_path / "gpt2")
     tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(UserError, match="gpt2"):
-        prune(str(tmp_path / "gpt2"), str(tmp_path / "small"), texts=TEXTS)
+    with pytest.raises(UserError, match="gpt2.*\n.*\ndo: .*--layers"):
+        prune(str(tmp_path / "gpt2"), str(tmp_path / "small"), texts=TEXTS, hidden=16)
 
 
 def test_the_papers_sizes_are_there():

@@ -104,20 +104,28 @@ def model_meta(
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """Size, shape and pooling, as the folder's files say."""
+    """Size, shape and pooling, as the folder's files say; a model of others may lack some."""
 
     def read(name: str) -> dict[str, Any]:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
+        place = folder / name
+        return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
 
     config, pooling = read("config.json"), read("1_Pooling/config.json")
     named = (word for name, word in _POOLING.items() if pooling.get(f"pooling_mode_{name}"))
-    how = next(named, str(pooling.get("pooling_mode", "mean")))
+    how = next(named, str(pooling.get("pooling_mode", "not stated")))
     whole = pooling.get("include_prompt", True)
+    widths = ("word_embedding_dimension", "embedding_dimension")
+    width = next((pooling[name] for name in widths if name in pooling), config["hidden_size"])
+    longest = (
+        read("sentence_bert_config.json").get("max_seq_length")
+        or read("tokenizer_config.json").get("model_max_length")
+        or config["max_position_embeddings"]
+    )
     bidirectional = config.get("use_bidirectional_attention", not config.get("is_causal", False))
     return {
         **_weights(folder),
-        "width": pooling.get("word_embedding_dimension") or pooling.get("embedding_dimension"),
-        "longest": read("sentence_bert_config.json")["max_seq_length"],
+        "width": width,
+        "longest": longest,
         "attention": "bidirectional" if bidirectional else "causal",
         "pooling": how + ("" if whole else " (without the instruction's tokens)"),
     }

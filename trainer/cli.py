@@ -306,15 +306,16 @@ def _prune(commands: Any) -> None:
         commands,
         "prune",
         _run_prune,
-        about="Cut a decoder to a smaller width and depth.\n\nReads a model folder and a mix, "
-        "whose texts tell which channels and neurons carry most.\nWrites the smaller model as a "
-        "sentence-transformers folder with prune.json; train it, best with\n--distill. Sizes of "
-        "F2LLM-v2 by name: 80M, 160M, 330M (of Qwen3-0.6B).",
+        about="Cut a model to a smaller width and depth.\n\nReads a model folder and, to make it "
+        "narrower, a mix, whose texts tell which channels and neurons\ncarry most. Writes the "
+        "smaller model as a sentence-transformers folder with prune.json; train it, best\nwith "
+        "--distill. Sizes of F2LLM-v2 by name: 80M, 160M, 330M (of Qwen3-0.6B). Any model can lose "
+        "its\nlast layers; Llama, Mistral, Qwen2 and Qwen3 become narrower as well.",
         example="trainer prune MODEL --mix out/demo/mix --size 330M --output small",
     )
     parser.add_argument("model", metavar="M")
     _output(parser)
-    parser.add_argument("--mix", required=True, metavar="MIX")
+    parser.add_argument("--mix", metavar="MIX", help="to calibrate on; not needed for --layers")
     parser.add_argument("--stage", default="finetune", help="of the mix (finetune)")
     parser.add_argument("--rows", type=int, default=256, metavar="N", help="to calibrate on (256)")
     parser.add_argument("--size", metavar="S", help="80M, 160M or 330M")
@@ -336,7 +337,9 @@ def _run_prune(arguments: argparse.Namespace) -> int:
     told = vars(SIZES[arguments.size]) if arguments.size else {}
     given = {name: getattr(arguments, name) for name in ("hidden", "mlp", "layers")}
     size = told | {name: value for name, value in given.items() if value is not None}
-    texts = calibration_texts(arguments.mix, arguments.stage, rows=arguments.rows)
+    texts: Sequence[str] = ()
+    if arguments.mix:
+        texts = calibration_texts(arguments.mix, arguments.stage, rows=arguments.rows)
     return _done(prune(arguments.model, arguments.output, texts=texts, **size))
 
 

@@ -93,7 +93,6 @@ def export_folder(
 
     from trainer.encoder import load_encoder
     from trainer.onnx import check_onnx_libraries, export_onnx
-    from trainer.prompts import PROMPTS
 
     if Path(output).exists() and any_entry(Path(output)):
         raise UserError(
@@ -105,10 +104,9 @@ def export_folder(
         check_onnx_libraries()
     kept = getattr(torch, dtype or _saved_dtype(model))
     encoder, tokenizer = load_encoder(model, dtype=kept, causal=saved_causal(model))
-    prompts = _saved_prompts(Path(model)) or PROMPTS
     card = {"base_model": Path(model).name, **read_card(model)}
     card |= {"licence": licence} if licence else {}
-    how: dict[str, Any] = {"prompts": prompts, "card": card, **saved_pooling(model)}
+    how: dict[str, Any] = {"prompts": saved_prompts(model), "card": card, **saved_pooling(model)}
     export_model(encoder, tokenizer, output, max_length=max_length, **how)
     difference = check_golden(output)
     return max(difference, export_onnx(output)) if onnx else difference
@@ -140,13 +138,22 @@ def _saved_dtype(model: str) -> str:
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
-def _saved_prompts(model: Path) -> dict[str, str]:
-    """The prompts of a sentence-transformers folder; none of a plain one."""
-    path = model / "config_sentence_transformers.json"
+def saved_prompts(model: str) -> dict[str, str]:
+    """The prompts of a sentence-transformers folder; ours for a plain one."""
+    from trainer.prompts import PROMPTS
+
+    path = Path(model) / "config_sentence_transformers.json"
     prompts = (
         json.loads(path.read_text(encoding="utf-8")).get("prompts", {}) if path.is_file() else {}
     )
-    return prompts if {"query", "document"} <= prompts.keys() else {}
+    return prompts if {"query", "document"} <= prompts.keys() else PROMPTS
+
+
+def saved_length(model: str) -> int:
+    """The longest text of a sentence-transformers folder, in tokens; 512 for a plain one."""
+    path = Path(model) / "sentence_bert_config.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return told.get("max_seq_length") or 512
 
 
 @contextlib.contextmanager

@@ -93,9 +93,10 @@ def check_golden(folder: str) -> float:
 
 
 def golden_texts(folder: str) -> list[str]:
-    """The golden texts of a folder with their prompts in front."""
+    """The golden texts of a folder with their prompts in front; older folders have none."""
     saved = Path(folder) / "config_sentence_transformers.json"
-    prompts = json.loads(saved.read_text(encoding="utf-8"))["prompts"]
+    settings = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    prompts = settings.get("prompts") or {}
     return [(prompts.get(name) or "") + text for name, text in TEXTS]
 
 

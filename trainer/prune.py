@@ -26,8 +26,15 @@ from datagen.schema import UserError
 from trainer.card import read_card
 from trainer.data import StageData
 from trainer.encoder import embed, load_encoder, self_check, tokenize
-from trainer.export import any_entry, export_model, write_json
-from trainer.prompts import PROMPTS
+from trainer.export import (
+    any_entry,
+    export_model,
+    saved_causal,
+    saved_length,
+    saved_pooling,
+    saved_prompts,
+    write_json,
+)
 
 log = logging.getLogger("embedmix")
 
@@ -73,34 +80,46 @@ def prune(
     model: str,
     output: str,
     *,
-    texts: Sequence[str],
+    texts: Sequence[str] = (),
     hidden: int | None = None,
     mlp: int | None = None,
     layers: int | None = None,
-    max_length: int = 512,
 ) -> dict[str, Any]:
     """Write the pruned model to `output` as an exported folder; returns what prune.json says.
 
-    `texts` are for calibration; sizes default to the model's own. UserError for a model that this
-    cannot prune, sizes that it has not, and an output that holds something else.
+    `texts` are for calibration of a width; any architecture can lose its last layers without.
+    Attention, pooling, prompts and length stay those of an exported `model`. UserError for no size
+    at all, sizes that the model has not, a width that cannot be cut, and an output that is there.
     """
     if Path(output).exists() and any_entry(Path(output)):
         raise UserError(
             found=f"{output} exists", expected="a new or empty folder", do="choose another --output"
         )
-    encoder, tokenizer = load_encoder(model, layers=layers)
-    config = encoder.config
-    _check(model, config, hidden=hidden, mlp=mlp, texts=texts)
-    ids = tokenize(tokenizer, texts, max_length=max_length)
-    energy = measure(encoder, ids, pad_id=tokenizer.pad_token_id)
-    pruned, kept = cut(encoder, energy, hidden=hidden, mlp=mlp)
-    self_check(pruned, tokenizer)
+    narrower = hidden is not None or mlp is not None
+    if not narrower and layers is None:
+        raise UserError(
+            found=f"no size for what is left of {model}",
+            expected="channels, neurons or layers that stay",
+            do="name --size, or any of --hidden, --mlp and --layers",
+            exit_status=2,
+        )
+    causal = saved_causal(model)
+    pruned, tokenizer = load_encoder(model, layers=layers, causal=causal)
+    length = saved_length(model)
+    record: dict[str, Any] = {"model": model}
+    if narrower:
+        _check(model, pruned.config, hidden=hidden, mlp=mlp, texts=texts)
+        ids = tokenize(tokenizer, texts, max_length=length)
+        energy = measure(pruned, ids, pad_id=tokenizer.pad_token_id)
+        pruned, kept = cut(pruned, energy, hidden=hidden, mlp=mlp)
+        record |= {"texts": len(texts), "energy_kept": kept}
+    self_check(pruned, tokenizer, causal=causal)
     size = {"hidden": pruned.config.hidden_size, "mlp": pruned.config.intermediate_size}
-    size["layers"] = pruned.config.num_hidden_layers
-    record = {"model": model, **size, "texts": len(texts), "energy_kept": kept}
-    about = f"pruned to hidden {size['hidden']}, MLP {size['mlp']}, {size['layers']} layers"
+    record |= {**size, "layers": pruned.config.num_hidden_layers}
+    about = "pruned to hidden {hidden}, MLP {mlp}, {layers} layers".format(**record)
     card = {"base_model": Path(model).name, **read_card(model), "about": about}
-    export_model(pruned, tokenizer, output, max_length=max_length, prompts=PROMPTS, card=card)
+    how: dict[str, Any] = {"prompts": saved_prompts(model), "card": card, **saved_pooling(model)}
+    export_model(pruned, tokenizer, output, max_length=length, **how)
     write_json(Path(output) / RECORD, record)
     log.info("prune: %s", json.dumps(record))
     return record
@@ -112,8 +131,8 @@ def _check(
     if config.model_type not in SUPPORTED:
         raise UserError(
             found=f"{model} is a {config.model_type}",
-            expected="one of " + ", ".join(SUPPORTED),
-            do="prune its depth alone: trainer export, with fewer layers",
+            expected="one of " + ", ".join(SUPPORTED) + " to make narrower",
+            do="prune its depth alone: --layers",
         )
     sizes = ((hidden, config.hidden_size, "hidden"), (mlp, config.intermediate_size, "mlp"))
     for wanted, own, name in sizes:
@@ -135,9 +154,9 @@ def _check(
         )
     if not texts:
         raise UserError(
-            found="no texts to calibrate with",
+            found="a width to cut to, and no texts to calibrate with",
             expected="some hundred texts like those that the model will see",
-            do="name a mix with rows",
+            do="name a mix with rows: --mix",
             exit_status=2,
         )
 
