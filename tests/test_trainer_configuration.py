@@ -22,7 +22,7 @@ SHAPE = {
 IDS = [list(range(10, 10 + length)) for length in (3, 50, 21)]  # most are longer than the window
 
 
-@pytest.fixture(params=["Gemma3Text", "Gemma2", "Mistral"])
+@pytest.fixture(params=["Gemma3Text", "Gemma", "Mistral"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A decoder with a sliding window as its makers save it: nothing says that it is an encoder."""
     torch.manual_seed(0)
@@ -74,6 +74,13 @@ def test_gemma_3_is_bidirectional_by_its_own_key(folder, tmp_path):
     saved = json.loads((tmp_path / "export" / "config.json").read_text())
     assert (saved["use_bidirectional_attention"], saved["sliding_window"]) == (True, 8)
     assert not saved_causal(str(tmp_path / "export"))
+
+
+@pytest.mark.parametrize("folder", ["Gemma2"], indirect=True)
+def test_scores_that_are_capped_are_refused(folder):
+    """No kernel that packs has the cap; some transformers drop it without a word, some refuse."""
+    with pytest.raises(UserError, match="caps its scores|does not load"):
+        check_packed(*load_encoder(folder))
 
 
 @pytest.mark.parametrize("layers", [0, 8])

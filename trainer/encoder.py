@@ -49,16 +49,22 @@ def load_encoder(
     """
     _check_version()
     config = read_configuration(path, causal=causal, layers=layers)
+    options = {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        **_without_pooler(config),
+    }
     with _quiet():
-        model, report = AutoModel.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            local_files_only=True,
-            **_without_pooler(config),
-        )
+        try:
+            model, report = AutoModel.from_pretrained(
+                path, config=config, output_loading_info=True, local_files_only=True, **options
+            )
+        except ValueError as error:  # of an attention that the kernel does not compute
+            raise UserError(
+                found=f"{path} does not load: {str(error).splitlines()[0][:300]}",
+                expected=f"a model that transformers runs with {attn_implementation}",
+                do="take another model, or another transformers",
+            ) from error
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -20,13 +20,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from datagen.schema import UserError
 from trainer.configuration import window_reach
 
 PACKED = "packed"  # the name of the attention function
@@ -135,9 +136,16 @@ def attend(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of each text to itself [1, T, H, C], in the form that transformers expects."""
+    """Attention of each text to itself [1, T, H, C], in the form that transformers expects.
+
+    UserError for scores that are capped (Gemma 2) and for sinks (GPT-OSS): no kernel here has them.
+    """
+    if softcap is not None or s_aux is not None:
+        _refuse(type(module).__name__)
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     # What kernels get differs by one among models; the configuration has the reach of the mask.
     reach = None if sliding_window is None else window_reach(module.config, causal=causal)
@@ -160,6 +168,14 @@ def attend(
         out = _block(q, k, v, mask_LL, scaling=scaling, dropout=dropout)
         blocks.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(blocks)[None], None
+
+
+def _refuse(name: str) -> NoReturn:
+    raise UserError(
+        found=f"{name}, which caps its scores or has sinks",
+        expected="attention by a softmax over products alone",
+        do="take a model of another family: Llama, Qwen, Mistral, SmolLM, Gemma 3",
+    )
 
 
 def _block(
