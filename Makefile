@@ -1,4 +1,4 @@
-# make install | demo | test | bench | check | format. Each is complete from a bare clone.
+# make install | demo | test | versions | bench | check | format. Each is complete from a bare clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,10 @@ CACHE := $(CURDIR)/.cache/embedmix
 STAMP := $(VENV)/.installed
 DATA ?= ../shared/data
 PEERS := .venv-peers
+OLDEST := transformers==5.2.0 tokenizers==0.22.2 huggingface_hub==1.31.0
+NEWEST := transformers==5.24.0
 
-.PHONY: install demo test bench check format clean
+.PHONY: install demo test versions bench check format clean
 
 install: $(STAMP)
 
@@ -31,6 +33,17 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadgroup
+
+# The trainer with the oldest and the newest transformers that it is said to work with; they lie in
+# front of the pinned one.
+versions: $(VENV)/oldest $(VENV)/newest
+	for place in $^; do PYTHONPATH=$(CURDIR)/$$place $(BIN)/python -m pytest -m "not slow" \
+		--numprocesses 2 --dist loadfile tests/test_trainer_*.py || exit 1; done
+
+$(VENV)/oldest $(VENV)/newest: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ \
+		$(if $(findstring oldest,$@),$(OLDEST),$(NEWEST))
+	touch $@
 
 # Ours beside its peers, on real rows in $(DATA): two hours on a quiet machine, half of it mining by
 # a peer, and 25 GB of disk.
