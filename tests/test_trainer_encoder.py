@@ -1,6 +1,7 @@
 """Bidirectional loading, pooling over real tokens, padding that changes nothing, and the check."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,25 @@ def test_an_embedding_does_not_depend_on_its_neighbours(folder):
 
 def test_the_saved_configuration_says_bidirectional(folder):
     assert json.loads(Path(folder, "config.json").read_text())["is_causal"] is False
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "found"),
+    [
+        ("config.json", b"{", "config.json: .*valid JSON"),
+        ("config.json", b'{"model_type": "new"}', "config.json: .*`new`"),
+        ("tokenizer.json", b"{", "no tokenizer in"),
+        ("tokenizer.json", None, "no tokenizer in"),
+        ("model.safetensors", None, "does not load"),
+        ("model.safetensors", b"x" * 100, "does not load"),
+    ],
+)
+def test_a_folder_with_a_file_that_is_cut_or_absent(folder, tmp_path, file, content, found):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    if content is None:
+        (broken / file).unlink()
+    else:
+        (broken / file).write_bytes(content)
+    with pytest.raises(UserError, match=found):
+        load_encoder(str(broken))

@@ -23,7 +23,8 @@ def read_configuration(
 ) -> PretrainedConfig:
     """The configuration of a model folder with this attention and its first `layers` layers.
 
-    Raises UserError for a folder that is no model, and for a number of layers that it lacks.
+    Raises UserError for a folder that is no model that transformers knows, and for a number of
+    layers that it lacks.
     """
     if not (Path(path) / "config.json").is_file():
         raise UserError(
@@ -31,15 +32,26 @@ def read_configuration(
             expected="the folder of a transformers model",
             do="check the path of the model",
         )
-    told, _ = PretrainedConfig.get_config_dict(path, local_files_only=True)
-    if told.get("model_type") in _OWN_KEY:
-        told["use_bidirectional_attention"] = not causal
-        config = CONFIG_MAPPING[told["model_type"]].from_dict(told)
-    else:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        config.is_causal = causal
+    try:
+        told, _ = PretrainedConfig.get_config_dict(path, local_files_only=True)
+        config = _made(path, told, causal=causal)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            found=f"{path}/config.json: {str(error).splitlines()[0][:300]}",
+            expected="the configuration of a model that transformers knows",
+            do="copy the folder again, or take another model",
+        ) from error
     config.use_cache = False  # else each forward builds a cache, which shortened models crash in
     return config if layers is None else _shortened(config, layers, path)
+
+
+def _made(path: str, told: dict[str, Any], *, causal: bool) -> PretrainedConfig:
+    if told.get("model_type") in _OWN_KEY:
+        told["use_bidirectional_attention"] = not causal
+        return CONFIG_MAPPING[told["model_type"]].from_dict(told)
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    config.is_causal = causal
+    return config
 
 
 def _shortened(config: PretrainedConfig, layers: int, path: str) -> PretrainedConfig:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -59,13 +60,13 @@ def load_encoder(
             model, report = AutoModel.from_pretrained(
                 path, config=config, output_loading_info=True, local_files_only=True, **options
             )
-        except ValueError as error:  # of an attention that the kernel does not compute
+        # Weights that are absent or cut, or an attention that the kernel does not compute.
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
-                found=f"{path} does not load: {str(error).splitlines()[0][:300]}",
-                expected=f"a model that transformers runs with {attn_implementation}",
-                do="take another model, or another transformers",
+                found=f"{path} does not load: {_first_line(error)}",
+                expected=f"safetensors that transformers runs with {attn_implementation}",
+                do="copy the folder again, or take another model",
             ) from error
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(
@@ -73,10 +74,29 @@ def load_encoder(
             expected="a folder with all weights of its model",
             do="download or unpack the model again",
         )
+    return model, load_tokenizer(path)
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a folder, which pads on the right; UserError where there is none."""
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        # Libraries raise what they meet: a file that is absent, empty, or not what it says.
+        except Exception as error:
+            raise UserError(
+                found=f"no tokenizer in {path}: {_first_line(error)}",
+                expected="tokenizer.json, or the files that it is made of",
+                do="copy it from the folder of the model that this one was made from",
+            ) from error
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:

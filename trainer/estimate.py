@@ -12,29 +12,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 
+from trainer.configuration import read_configuration
 from trainer.data import StageData
-from trainer.encoder import tokenize
+from trainer.encoder import load_tokenizer, tokenize
 from trainer.progress import PEAK_FLOPS, token_flops
 from trainer.train import StageConfig, TrainConfig
 
 SAMPLED = 512
 _STATE_BYTES = 16  # of a parameter
-_ACTIVATION_BYTES, _KEPT_BYTES = (
-    34,
-    2,
-)  # of a token, layer and channel; of one kept by checkpointing
+_ACTIVATION_BYTES = 34  # of a token, layer and channel
+_KEPT_BYTES = 2  # the same under gradient checkpointing
 
 
 def estimate(
     config: TrainConfig, *, gpus: int = 1, gpu: str = "H100", use: float = 0.4
 ) -> dict[str, Any]:
     """The plan of each stage, memory of a GPU in GiB, and hours; `use` is the MFU expected."""
-    settings = AutoConfig.from_pretrained(config.base, local_files_only=True)
+    settings = read_configuration(config.base, causal=config.causal)
+    tokenizer = load_tokenizer(config.base)
     with torch.device("meta"):
         model = AutoModel.from_config(settings)
-    tokenizer = AutoTokenizer.from_pretrained(config.base, local_files_only=True)
     stages = [_stage(config, stage, model, tokenizer) for stage in config.stages]
     for stage in stages:
         hours = stage["flops"] / (PEAK_FLOPS[gpu] * use) / 3600
