@@ -12,7 +12,8 @@ from tiny_encoder import tiny_tokenizer
 from datagen.schema import UserError
 from trainer.configuration import is_causal, read_configuration, window_reach
 from trainer.encoder import check_packed, embed, load_encoder, self_check
-from trainer.export import export_folder, saved_causal
+from trainer.export import export_folder
+from trainer.model_folder import saved_causal
 
 SHAPE = {
     "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 7,

@@ -11,14 +11,9 @@ from tiny_mix import write_tiny_mix
 from datagen.schema import UserError
 from trainer.cli import main
 from trainer.encoder import embed, load_encoder
-from trainer.export import (
-    export_model,
-    saved_causal,
-    saved_length,
-    saved_pooling,
-    saved_prompts,
-)
+from trainer.export import export_model
 from trainer.golden import check_golden
+from trainer.model_folder import saved_causal, saved_length, saved_pooling, saved_prompts
 from trainer.prompts import PROMPTS
 from trainer.prune import SIZES, calibration_texts, cut, measure, prune
 

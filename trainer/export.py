@@ -24,6 +24,13 @@ from typing import Any
 from datagen.schema import UserError
 from trainer.card import read_card, write_card
 from trainer.golden import GOLDEN, check_golden, golden_vectors, save_golden
+from trainer.model_folder import (
+    refuse_cut,
+    saved_causal,
+    saved_dtype,
+    saved_pooling,
+    saved_prompts,
+)
 
 _LIBRARIES = ("torch", "transformers", "sentence-transformers")
 
@@ -100,9 +107,10 @@ def export_folder(
             expected="a new or empty folder",
             do="choose another --output",
         )
+    refuse_cut(model)
     if onnx:
         check_onnx_libraries()
-    kept = getattr(torch, dtype or _saved_dtype(model))
+    kept = getattr(torch, dtype or saved_dtype(model))
     encoder, tokenizer = load_encoder(model, dtype=kept, causal=saved_causal(model))
     card = {"base_model": Path(model).name, **read_card(model)}
     card |= {"licence": licence} if licence else {}
@@ -110,50 +118,6 @@ def export_folder(
     export_model(encoder, tokenizer, output, max_length=max_length, **how)
     difference = check_golden(output)
     return max(difference, export_onnx(output)) if onnx else difference
-
-
-def saved_pooling(folder: str) -> dict[str, Any]:
-    """`pooling` and `pool_instruction` of an export; a mean of all tokens for a plain folder."""
-    path = Path(folder) / "1_Pooling" / "config.json"
-    if not (Path(folder) / GOLDEN).is_file():
-        return {"pooling": "mean", "pool_instruction": True}
-    told = json.loads(path.read_text(encoding="utf-8"))
-    named = {"mean_tokens": "mean", "lasttoken": "last", "cls_token": "cls"}
-    pooling = next(ours for name, ours in named.items() if told[f"pooling_mode_{name}"])
-    return {"pooling": pooling, "pool_instruction": told["include_prompt"]}
-
-
-def saved_causal(folder: str) -> bool:
-    """Whether an export was left causal; never so for a plain folder, which is made an encoder."""
-    if not (Path(folder) / GOLDEN).is_file():
-        return False
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return not config["use_bidirectional_attention"]
-
-
-def _saved_dtype(model: str) -> str:
-    """The dtype a configuration names: `dtype`, or `torch_dtype` before transformers 5."""
-    path = Path(model) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
-
-
-def saved_prompts(model: str) -> dict[str, str]:
-    """The prompts of a sentence-transformers folder; ours for a plain one."""
-    from trainer.prompts import PROMPTS
-
-    path = Path(model) / "config_sentence_transformers.json"
-    prompts = (
-        json.loads(path.read_text(encoding="utf-8")).get("prompts", {}) if path.is_file() else {}
-    )
-    return prompts if {"query", "document"} <= prompts.keys() else PROMPTS
-
-
-def saved_length(model: str) -> int:
-    """The longest text of a sentence-transformers folder, in tokens; 512 for a plain one."""
-    path = Path(model) / "sentence_bert_config.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return told.get("max_seq_length") or 512
 
 
 @contextlib.contextmanager

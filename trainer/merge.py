@@ -22,6 +22,7 @@ from datagen.schema import UserError
 from trainer.card import CARD, META, README, merged_mixes, read_card, write_card
 from trainer.export import any_entry, edit_json, new_folder, write_json
 from trainer.golden import GOLDEN, write_golden
+from trainer.model_folder import refuse_cut
 
 log = logging.getLogger("embedmix")
 
@@ -72,6 +73,7 @@ def merge(
     everything = [*models, *([base] if base else [])]
     for model in everything:
         _require_model(model)
+        refuse_cut(model)
     for model in everything[1:]:
         _require_same_files(Path(models[0]), Path(model))
     tensors = [_tensor_files(Path(model)) for model in everything]

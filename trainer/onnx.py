@@ -41,7 +41,7 @@ def export_onnx(folder: str) -> float:
     import torch
 
     from trainer.encoder import load_encoder, pad
-    from trainer.export import saved_causal, saved_pooling
+    from trainer.model_folder import saved_causal, saved_pooling
 
     how = saved_pooling(folder)
     if not how["pool_instruction"]:

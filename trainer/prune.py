@@ -26,14 +26,13 @@ from datagen.schema import UserError
 from trainer.card import read_card
 from trainer.data import StageData
 from trainer.encoder import embed, load_encoder, self_check, tokenize
-from trainer.export import (
-    any_entry,
-    export_model,
+from trainer.export import any_entry, export_model, write_json
+from trainer.model_folder import (
+    refuse_cut,
     saved_causal,
     saved_length,
     saved_pooling,
     saved_prompts,
-    write_json,
 )
 
 log = logging.getLogger("embedmix")
@@ -103,6 +102,7 @@ def prune(
             do="name --size, or any of --hidden, --mlp and --layers",
             exit_status=2,
         )
+    refuse_cut(model)
     causal = saved_causal(model)
     pruned, tokenizer = load_encoder(model, layers=layers, causal=causal)
     length = saved_length(model)

@@ -22,6 +22,7 @@ from datagen.upload import check_repo, check_token, open_branch, open_repo, uplo
 from trainer.card import README, read_card, write_card
 from trainer.export import kept_steps
 from trainer.golden import GOLDEN, check_golden
+from trainer.model_folder import refuse_cut
 
 log = logging.getLogger("embedmix")
 
@@ -41,6 +42,7 @@ def publish_model(
     steps = {f"step-{number}": folder for number, folder in _steps(run).items()}
     for folder in (model, *steps.values()):
         _refuse_other(folder)
+        refuse_cut(folder)
     check_token(repo)
     check_golden(model)
     url = open_repo(repo, private=not public, kind="model")

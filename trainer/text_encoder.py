@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from datagen.schema import UserError
+from trainer.model_folder import refuse_cut
 
 # What counts beside the weights: of the model, pooling, tokenizer and the order of modules.
 _SETTINGS = ("config.json", "*/config.json", "tokenizer*.json", "modules.json", "sentence_*.json")
@@ -54,6 +55,7 @@ def load_text_encoder(
             do=f"make one with: trainer export {path} --output DIR",
             exit_status=2,
         )
+    refuse_cut(path)
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(
             found=f"dtype {dtype!r}",

@@ -25,6 +25,7 @@ from datagen.schema import STAGES, UserError
 from datagen.store import Folder, read_manifest, verify
 from trainer.card import merged_mixes, read_card
 from trainer.export import GOLDEN, any_entry, export_model
+from trainer.model_folder import refuse_cut
 
 log = logging.getLogger("embedmix")
 
@@ -180,6 +181,7 @@ def model_digest(folder: str) -> str:
             expected="the folder of a transformers model in safetensors",
             do="check the path of the model",
         )
+    refuse_cut(folder)
     digest = hashlib.sha256()
     for file in files + weights:
         with file.open("rb") as stream:
