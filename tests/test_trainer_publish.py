@@ -51,6 +51,7 @@ def test_a_model_and_its_steps_go_to_the_hub_and_come_back(
         assert branch.files["model.safetensors"] == (place / "model.safetensors").read_bytes()
         card = branch.files["README.md"].decode()
         assert ('"org/small"' + (f', revision="{name}"' if name else "")) in card
+        assert json.loads(branch.files["mteb_model_meta.json"])["name"] == "org/small"
         sent = b"".join(branch.files.values())
         assert TOKEN.encode() not in sent and str(Path(run).parent).encode() not in sent
     assert "- `step-8`" in repository.files["README.md"].decode()

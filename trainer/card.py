@@ -35,28 +35,19 @@ _SPOKEN = re.compile(r"[a-z]{3}_(?!Z[xyz]{3})[A-Z][a-z]{3}")
 MTEB_LICENCES = frozenset(_LICENCES.split())
 
 
-def write_card(
-    folder: Path,
-    card: Mapping[str, Any],
-    *,
-    repo: str | None = None,
-    revision: str = "main",
-    steps: Sequence[str] = (),
-) -> None:
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write the three files into a finished model folder.
 
     `card` has any of: base_model, licence, about (a line), mixes (see `training_data`), stages
-    (figures of each), merged (a line for each model), matryoshka (widths). `repo` is where the Hub
-    has the model, at `revision`, with its checkpoints `steps` as further ones.
+    (figures of each), merged (a line for each model), matryoshka (widths).
     """
     facts = _facts(folder)
     texts = {
         CARD: _json(card),
-        META: _json(model_meta(card, facts, repo=repo)),
-        README: _readme(card, facts, repo=repo, revision=revision, steps=steps),
+        META: _json(model_meta(card, facts)),
+        README: _readme(card, facts),
     }
     for name, text in texts.items():
-        (folder / name).unlink(missing_ok=True)  # never through a link
         (folder / name).write_text(text, encoding="utf-8")
 
 
@@ -72,17 +63,18 @@ def merged_mixes(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list({json.dumps(mix, sort_keys=True): mix for mix in found}.values())
 
 
-def model_meta(
-    card: Mapping[str, Any], facts: Mapping[str, Any], *, repo: str | None = None
-) -> dict[str, Any]:
-    """The fields of `mteb.ModelMeta` but for its loader; null is what nobody has said."""
+def model_meta(card: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `mteb.ModelMeta` but for its loader; null is what nobody has said.
+
+    Publishing fills in the name.
+    """
     licence = str(card.get("licence") or "").lower()
     sources = [source for mix in card.get("mixes", ()) for source in mix["sources"]]
     spoken = (c for source in sources for c in source["languages"] if _SPOKEN.fullmatch(c))
     languages = {code.replace("_", "-") for code in spoken}
     public = {source["source"] for source in sources if source["origin"] == "public"}
     return {
-        "name": repo,
+        "name": None,
         "revision": None,  # the commit: not known before the upload that it is of
         "release_date": None,
         "languages": sorted(languages) or None,
@@ -147,27 +139,17 @@ def _weights(folder: Path) -> dict[str, int]:
     return {"parameters": parameters, "embedding_parameters": embedding, "bytes": size}
 
 
-def _readme(
-    card: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    *,
-    repo: str | None,
-    revision: str,
-    steps: Sequence[str],
-) -> str:
+def _readme(card: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     header: dict[str, Any] = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
     }
     if card.get("licence"):
         header["license"] = str(card["licence"]).lower()
-    address = f'"{repo or "."}"' + (f', revision="{revision}"' if revision != "main" else "")
     return _template().render(
         header=Markup(yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)),
         card=card,
         facts=facts,
-        address=Markup(address),
-        steps=steps,
         mixes=card.get("mixes", ()),
         stages=card.get("stages", ()),
         merged=card.get("merged", ()),

@@ -19,8 +19,8 @@ from typing import Any
 
 from datagen.schema import UserError
 from datagen.upload import check_repo, check_token, open_branch, open_repo, upload_folder
-from trainer.card import README, read_card, write_card
-from trainer.export import kept_steps
+from trainer.card import META, README
+from trainer.export import edit_json, kept_steps
 from trainer.golden import GOLDEN, check_golden
 from trainer.model_folder import refuse_cut
 
@@ -86,13 +86,16 @@ def _upload(folder: str, repo: str, *, revision: str, steps: dict[str, str]) -> 
             link = Path(temporary) / file.relative_to(folder)
             if file.is_dir():
                 link.mkdir()
+            elif file.name == README and file.parent == Path(folder):
+                link.write_text(_card(file.read_text("utf-8"), repo, revision, steps), "utf-8")
+            elif file.name == META:
+                link.write_text(file.read_text("utf-8"), "utf-8")
+                edit_json(link, name=repo)
             elif file.suffix == ".json" and file.name in ("run.json", "merge.json", "prune.json"):
                 record = _without_folders(json.loads(file.read_text("utf-8")))
                 link.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
             else:
                 link.symlink_to(file.resolve())
-        card = read_card(folder)
-        write_card(Path(temporary), card, repo=repo, revision=revision, steps=list(steps))
         message = f"Model {Path(folder).name}"
         return upload_folder(temporary, repo, message=message, kind="model", revision=revision)
 
@@ -104,3 +107,12 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_folders(part) for part in value]
     return os.path.basename(value) if isinstance(value, str) and "/" in value else value
+
+
+def _card(text: str, repo: str, revision: str, steps: dict[str, str]) -> str:
+    """The card as it is, perhaps with its owner's words, under the name that the Hub has it by."""
+    named = f'"{repo}"' if revision == "main" else f'"{repo}", revision="{revision}"'
+    text = text.replace('SentenceTransformer(".")', f"SentenceTransformer({named})")
+    listed = "\n".join(f"- `{name}`" for name in steps)
+    about = f"\n## Revisions\n\nCheckpoints of the training, each a branch:\n\n{listed}\n"
+    return text + (about if steps else "")
