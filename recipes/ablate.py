@@ -56,6 +56,7 @@ class Ablation:
     tables: tuple[str, ...] = TABLES
     encoder: str = "all-minilm-l6-v2"
     score_dtype: str | None = None
+    languages: tuple[str, ...] = ()
     seeds: int = 3
     steps: int = 64
     batch_size: int = 32
@@ -72,7 +73,8 @@ class Ablation:
 
     @cached_property
     def variants(self) -> dict[str, Variant]:
-        return variants(self.tables, rows=self.rows, llms=llm_rows(self.mix))
+        written = llm_rows(self.mix)
+        return variants(self.tables, rows=self.rows, llms=written, languages=self.languages)
 
     def run(self) -> str:
         """Derive the mixes, run what is missing, and give the page as Markdown."""
@@ -171,7 +173,9 @@ class Ablation:
         about = [
             "# Ablations",
             f"`{self.told}`",
-            f"One stage (finetune) of {self.rows:,} public rows in batches of "
+            f"One stage (finetune) of {self.rows:,} public rows "
+            + (f"with queries in {', '.join(self.languages)} " if self.languages else "")
+            + f"in batches of "
             f"{self.batch_size} and the synthetic rows, {self.negatives} negatives, learning "
             f"rate {self.learning_rate:g}, {self.max_length} tokens, {self.seeds} seeds. Seeds "
             "change the order of batches, not the rows. Scores are main scores x 100 on "
@@ -218,6 +222,9 @@ def parser() -> argparse.ArgumentParser:
         flag = f"--{name.replace('_', '-')}"
         found.add_argument(flag, type=kind, default=default, metavar="N", help=told)
     found.add_argument(
+        "--languages", nargs="+", default=[], metavar="L", help="of queries, as eng (all)"
+    )
+    found.add_argument(
         "--score-dtype",
         choices=("float32", "bfloat16"),
         help="of the models when they are scored (as saved)",
@@ -244,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         # Ray tasks run elsewhere than this process.
         given |= {name: os.path.abspath(given[name]) for name in ("mix", "base")}
-        given |= {"output": Path(given["output"]).absolute(), "tables": tuple(given["tables"])}
+        given |= {name: tuple(given[name]) for name in ("tables", "languages")}
+        given["output"] = Path(given["output"]).absolute()
         given["tasks"] = tuple(find_tasks([os.path.abspath(place) for place in given["tasks"]]))
         ablation = Ablation(**given, told=shlex.join(["python", "recipes/ablate.py", *told]))
         page = ablation.run()

@@ -28,9 +28,16 @@ class Variant:
 
 
 def variants(
-    tables: Sequence[str], *, rows: int, llms: Mapping[str, Mapping[str, int]]
+    tables: Sequence[str],
+    *,
+    rows: int,
+    llms: Mapping[str, Mapping[str, int]],
+    languages: Sequence[str] = (),
 ) -> dict[str, Variant]:
-    """The variants that the tables ask for, by name; `rows` public ones, `llms` as `llm_rows`."""
+    """The variants that the tables ask for, by name; `rows` public ones, `llms` as `llm_rows`.
+
+    With `languages`, all of them have queries of these alone.
+    """
     if not llms and {*tables} & {"llms", "synthetic"}:
         raise UserError(
             found="no synthetic rows in the mix",
@@ -38,7 +45,7 @@ def variants(
             do="leave out the tables llms and synthetic, or name another mix",
             exit_status=2,
         )
-    public = MixRules(public_rows=rows)
+    public = MixRules(public_rows=rows, languages=tuple(languages) or None)
     losses = [loss for loss, *_ in LOSSES[1:]]
     shares = equal_shares(llms) if "llms" in tables else {}
     least = min(MARGINS)

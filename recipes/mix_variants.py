@@ -28,7 +28,7 @@ from datagen.steps import Context, LedgerRow, Step, run_step
 from datagen.store import Folder, read_manifest, read_table
 from recipes.random_negatives import RandomNegatives, with_negatives
 
-REASONS = ("too_few_negatives", "synthetic_not_taken", "over_budget")
+REASONS = ("too_few_negatives", "synthetic_not_taken", "over_budget", "other_language")
 ROWS_PER_SHARD = 65_536
 
 
@@ -41,6 +41,7 @@ class MixRules:
     margin: float | None = None  # of negatives, as a share of the lowest positive's score
     enough_at: float | None = None  # rows must have their negatives at this margin too
     random_negatives: bool = False  # in place of the mined ones
+    languages: tuple[str, ...] | None = None  # of queries
 
 
 def derive(
@@ -139,6 +140,9 @@ def _reasons(table: pa.Table, rules: MixRules, *, needed: int, seed: int) -> np.
     margins = [m for m in (rules.margin, rules.enough_at) if m is not None]
     left = _allowed(table, min(margins))[1] if margins else _lengths(table["negatives"])
     reason[left < needed] = 1
+    if rules.languages is not None:
+        spoken = pc.is_in(table["language"], pa.array(rules.languages, pa.string()))
+        reason[(reason == 0) & ~spoken.to_numpy(zero_copy_only=False)] = 4
     ids = np.concatenate([id_numbers(chunk) for chunk in table["query_id"].chunks])
     keys = seeded_keys(ids, seed=seed, purpose="ablation")
     public = pc.equal(table["origin"], "public").to_numpy(zero_copy_only=False)

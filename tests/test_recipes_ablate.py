@@ -103,6 +103,7 @@ RULES = {
     "some": MixRules(public_rows=20, synthetic=(("tiny-llm", "retrieval", 6),)),
     "fewer": MixRules(public_rows=10, synthetic=(("tiny-llm", "retrieval", 3),)),
     "strict": MixRules(margin=0.75),
+    "others": MixRules(languages=("deu", "zho")),
 }
 
 
@@ -119,6 +120,9 @@ def test_variants_are_mixes_that_verify(mix, tmp_path):
     assert ledger["questions"]["dropped"] == {"synthetic_not_taken": 7}
     assert sum(row["kept"] for row in ledger.values()) == 26
     assert llm_rows(mix) == {"tiny-llm": {"retrieval": 13}}
+    assert {row["language"] for row in rows(found["others"])} == {"deu", "zho"}
+    dropped = [row["dropped"] for row in read_manifest(Folder(found["others"])).ledger]
+    assert sum(row.get("other_language", 0) for row in dropped) == 39 + 13
 
 
 def test_a_variant_of_both_stages_counts_a_query_once(mix, tmp_path):
