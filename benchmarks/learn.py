@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -54,12 +54,20 @@ def with_written(public: Any, *, tasks: Path, rows: int, encoder: str, cache: st
 
 
 def build(
-    data: Path, sources: str, output: Path, *, rows: int, written: int, cache: str
+    data: Path,
+    sources: str,
+    output: Path,
+    *,
+    rows: int,
+    written: int,
+    negatives_in: Literal["any", "same", "other"],
+    cache: str,
 ) -> tuple[str, str]:
     """The mix and the base."""
     import ray
 
     from datagen.mine import mine_negatives
+    from datagen.mining_rules import Rules
     from datagen.mix import write_mix
     from datagen.packaged import resolve_model
     from datagen.stages import Stage
@@ -79,7 +87,8 @@ def build(
         Stage(name="pretrain", negatives=1, tasks=("retrieval",)),
         Stage(name="finetune", negatives=4),
     ]
-    mix = write_mix(pairs, mine_negatives(pairs, encoder=encoder), stages=stages, seed=0)
+    mined = mine_negatives(pairs, encoder=encoder, rules=Rules(languages=negatives_in))
+    mix = write_mix(pairs, mined, stages=stages, seed=0)
     run_steps(in_order(mix), str(output))
     ray.shutdown()  # its workers hold memory that the runs need
     llm, _ = resolve_model("smollm2-135m-instruct", cache)
@@ -92,12 +101,18 @@ def main() -> int:
     parser.add_argument("--sources", required=True, metavar="YAML")
     parser.add_argument("--rows", type=int, default=300, help="of each file")
     parser.add_argument("--written", type=int, default=200, help="rows of LLMs (0: without any)")
+    parser.add_argument(
+        "--negatives-in",
+        choices=("any", "same"),
+        default="any",
+        help="languages: MiniLM knows English alone, and ranks others by little more than chance",
+    )
     parser.add_argument("--output", type=Path, required=True)
     arguments, others = parser.parse_known_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     cache = os.path.abspath(os.environ.get("EMBEDMIX_CACHE", ".cache/embedmix"))
-    options = {"rows": arguments.rows, "written": arguments.written, "cache": cache}
-    mix, base = build(arguments.data, arguments.sources, arguments.output, **options)
+    told = {name: getattr(arguments, name) for name in ("rows", "written", "negatives_in")}
+    mix, base = build(arguments.data, arguments.sources, arguments.output, **told, cache=cache)
     from recipes.ablate import main as ablate
 
     return ablate(["--mix", mix, "--base", base, "--output", str(arguments.output), *others])
