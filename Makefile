@@ -69,6 +69,8 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@for part in datagen trainer recipes benchmarks tests; do printf '%7d lines in %s\n' \
+		"$$(find $$part -name '*.py' -exec cat {} + | wc -l)" $$part; done
 
 format: $(STAMP)
 	$(BIN)/ruff format .
