@@ -31,10 +31,6 @@ STAGES = (
     StageConfig(name="finetune", negatives=4, learning_rate=1e-3, batch_size=8, max_length=64),
 )  # 5 and 6 steps
 CONFIG = TrainConfig(mix="m", base="b", output="o")
-FIGURES = {
-    "loss": 1.0, "accuracy": 1.0, "task": "retrieval", "rows": 8, "tokens": 100,
-    "gradient_norm": 1.0,
-}  # fmt: skip
 LEARNS = replace(STAGES[0], learning_rate=2e-2, epochs=8)  # 40 steps
 
 
@@ -407,22 +403,22 @@ def test_a_line_says_how_fast_how_well_used_and_how_long(config, monkeypatch, ca
     assert lines[-1].endswith(" 0:00 left")
 
 
-def test_metrics_have_the_speed_of_each_step_and_waiting_for_rows_is_idle(config, monkeypatch):
-    """Every batch takes 30 ms to read, and the steps of this small model far less than that."""
+def test_metrics_have_the_speed_of_each_step(config, monkeypatch):
+    """The first batch cannot be read while another is computed: that time is idle."""
     read = StageData.examples
 
     def slowly(self: StageData, *arguments: Any, **named: Any) -> list:
-        time.sleep(0.03)
+        time.sleep(0.05)
         return read(self, *arguments, **named)
 
     monkeypatch.setattr(StageData, "examples", slowly)
-    monkeypatch.setattr(loop._Run, "_step", lambda self, stage, share, rate: dict(FIGURES))
     (stage,) = train(replace(config, stages=STAGES[:1]))["stages"]
-    assert 5 * 0.03 * 0.9 <= stage["idle_seconds"] <= stage["seconds"] + 0.1
+    assert 0.05 <= stage["idle_seconds"] <= stage["seconds"] + 0.1
     lines = (Path(config.output) / "metrics.jsonl").read_text().splitlines()
-    speed = json.loads(lines[-1])["speed"]
-    assert set(speed) == {"rows_per_s", "tokens_per_s", "idle", "gib", "seconds_left"}
-    assert speed["gib"] > 0.1 and 0.5 < speed["idle"] <= 1 and speed["seconds_left"] == 0
+    speeds = [json.loads(line)["speed"] for line in lines]
+    assert len(speeds) == 5
+    assert set(speeds[0]) == {"rows_per_s", "tokens_per_s", "idle", "gib", "seconds_left"}
+    assert 0 < speeds[-1]["idle"] < 1 and speeds[-1]["seconds_left"] == 0
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_queries(config, base, tmp_path):
