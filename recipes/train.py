@@ -68,6 +68,9 @@ def demo(mix: str, output: Path, *, cache: str, smoke: bool) -> list[TrainConfig
             output=str(output / "models" / f"run-{n}"),
             stages=stages,
             seed=n,
+            # So few steps of an untrained base learn more beside easy negatives: five points more
+            # than with hard ones alone (benchmarks/results/ablations.md).
+            loss="gecko",
             micro_tokens=4096,  # half the activations of the default at the same speed
             threads=1,  # two runs side by side: a second thread in each gains less than this
         )
