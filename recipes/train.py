@@ -38,8 +38,9 @@ log = logging.getLogger("embedmix")
 
 def demo(mix: str, output: Path, *, cache: str, smoke: bool) -> list[TrainConfig]:
     """Two runs over the demo mix that differ in their seed, on six layers of a small decoder."""
-    llm, _ = resolve_model("smollm2-135m-instruct", cache)
-    base = prepare_base(llm, str(output / "models" / "base"), layers=6, max_length=128)
+    llm, licence = resolve_model("smollm2-135m-instruct", cache)
+    shape = {"layers": 6, "max_length": 128}
+    base = prepare_base(llm, str(output / "models" / "base"), licence=licence, **shape)
     stages = (
         # One negative, then four; a lower learning rate the second time (Nemotron, Table 8).
         StageConfig(

@@ -18,12 +18,17 @@ log = logging.getLogger("embedmix")
 
 
 def prepare_base(
-    model: str, output: str, *, layers: int | None = None, max_length: int = 512
+    model: str,
+    output: str,
+    *,
+    layers: int | None = None,
+    max_length: int = 512,
+    licence: str | None = None,
 ) -> str:
     """Export the first `layers` layers (None: all) of the decoder in folder `model`, untrained.
 
-    The folder is written once and returned. UserError when `output` was made from other weights,
-    another depth or another length, and when the model has fewer layers.
+    The folder is written once and returned; `licence` is for its card. UserError when `output` was
+    made from other weights, another depth or another length, and when the model has fewer layers.
     """
     made = {"weights": model_digest(model), "layers": layers, "max_length": max_length}
     record = Path(output) / "base.json"
@@ -37,7 +42,8 @@ def prepare_base(
     encoder, tokenizer = load_encoder(model, layers=layers)
     self_check(encoder, tokenizer)
     kept = encoder.config.num_hidden_layers
-    card = {"base_model": Path(model).name, "about": f"untrained, the first {kept} layers"}
+    about = f"untrained, the first {kept} layers"
+    card = {"base_model": Path(model).name, "about": about, "licence": licence}
     export_model(encoder, tokenizer, output, max_length=max_length, prompts=PROMPTS, card=card)
     record.write_text(json.dumps(made, indent=1) + "\n")
     log.info("base: the first %d layers of %s in %s", kept, Path(model).name, output)
