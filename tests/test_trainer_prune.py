@@ -165,15 +165,20 @@ def test_a_causal_model_stays_causal(tmp_path: Path):
     assert saved_causal(str(tmp_path / "small"))
 
 
-def test_other_architectures_are_refused(tmp_path: Path):
+def test_other_architectures_lose_layers_alone(tmp_path: Path):
+    """GPT-2 names its sizes in its own way."""
     from transformers import GPT2Config, GPT2Model
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=4, n_positions=64)
+    config = GPT2Config(vocab_size=400, n_embd=32, n_layer=3, n_head=4, n_positions=128)
     GPT2Model(config).save_pretrained(tmp_path / "gpt2")
     tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(UserError, match="gpt2.*\n.*\ndo: .*--layers"):
         prune(str(tmp_path / "gpt2"), str(tmp_path / "small"), texts=TEXTS, hidden=16)
+    assert saved_length(str(tmp_path / "gpt2")) == 128
+    record = prune(str(tmp_path / "gpt2"), str(tmp_path / "small"), layers=2)
+    assert (record["hidden"], record["layers"]) == (32, 2) and "mlp" not in record
+    assert check_golden(str(tmp_path / "small")) < 1e-5
 
 
 def test_the_papers_sizes_are_there():

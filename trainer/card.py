@@ -107,11 +107,11 @@ def _facts(folder: Path) -> dict[str, Any]:
     how = next(named, str(pooling.get("pooling_mode", "not stated")))
     whole = pooling.get("include_prompt", True)
     widths = ("word_embedding_dimension", "embedding_dimension")
-    width = next((pooling[name] for name in widths if name in pooling), config["hidden_size"])
+    width = next((pooling[name] for name in widths if name in pooling), config.get("hidden_size"))
     longest = (
         read("sentence_bert_config.json").get("max_seq_length")
         or read("tokenizer_config.json").get("model_max_length")
-        or config["max_position_embeddings"]
+        or config.get("max_position_embeddings")
     )
     bidirectional = config.get("use_bidirectional_attention", not config.get("is_causal", False))
     return {

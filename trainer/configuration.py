@@ -37,12 +37,17 @@ def read_configuration(
         config = _made(path, told, causal=causal)
     except (OSError, ValueError) as error:
         raise UserError(
-            found=f"{path}/config.json: {str(error).splitlines()[0][:300]}",
+            found=f"{path}/config.json: {first_line(error)}",
             expected="the configuration of a model that transformers knows",
             do="copy the folder again, or take another model",
         ) from error
     config.use_cache = False  # else each forward builds a cache, which shortened models crash in
     return config if layers is None else _shortened(config, layers, path)
+
+
+def first_line(error: Exception) -> str:
+    """What a library says of a file, in short."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _made(path: str, told: dict[str, Any], *, causal: bool) -> PretrainedConfig:

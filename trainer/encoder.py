@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from datagen.schema import UserError
-from trainer.configuration import read_configuration
+from trainer.configuration import first_line, read_configuration
 from trainer.packed import PackedEncoder, unmarked
 
 # As datagen.schema.format_query writes it.
@@ -63,7 +63,7 @@ def load_encoder(
         # Weights that are absent or cut, or an attention that the kernel does not compute.
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
-                found=f"{path} does not load: {_first_line(error)}",
+                found=f"{path} does not load: {first_line(error)}",
                 expected=f"safetensors that transformers runs with {attn_implementation}",
                 do="copy the folder again, or take another model",
             ) from error
@@ -85,7 +85,7 @@ def load_tokenizer(path: str) -> Any:
         # Libraries raise what they meet: a file that is absent, empty, or not what it says.
         except Exception as error:
             raise UserError(
-                found=f"no tokenizer in {path}: {_first_line(error)}",
+                found=f"no tokenizer in {path}: {first_line(error)}",
                 expected="tokenizer.json, or the files that it is made of",
                 do="copy it from the folder of the model that this one was made from",
             ) from error
@@ -93,10 +93,6 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:

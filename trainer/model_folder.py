@@ -79,7 +79,13 @@ def saved_prompts(model: str) -> dict[str, str]:
 
 
 def saved_length(model: str) -> int:
-    """The longest text of a sentence-transformers folder, in tokens; 512 for a plain one."""
-    path = Path(model) / "sentence_bert_config.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return told.get("max_seq_length") or 512
+    """The longest text of a sentence-transformers folder, in tokens; of a plain one 512, or as many
+    as the model has positions."""
+
+    def told(file: str, key: str) -> int | None:
+        path = Path(model) / file
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found.get(key)
+
+    positions = told("config.json", "max_position_embeddings") or told("config.json", "n_positions")
+    return told("sentence_bert_config.json", "max_seq_length") or min(512, positions or 512)

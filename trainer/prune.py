@@ -38,6 +38,7 @@ from trainer.model_folder import (
 log = logging.getLogger("embedmix")
 
 RECORD = "prune.json"
+_SIZE_NAMES = ("hidden", "mlp", "layers")
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 PASS_TEXTS = 8
 # Which side of a tensor is the residual stream; an MLP's own are cut on both sides.
@@ -114,9 +115,9 @@ def prune(
         pruned, kept = cut(pruned, energy, hidden=hidden, mlp=mlp)
         record |= {"texts": len(texts), "energy_kept": kept}
     self_check(pruned, tokenizer, causal=causal)
-    size = {"hidden": pruned.config.hidden_size, "mlp": pruned.config.intermediate_size}
-    record |= {**size, "layers": pruned.config.num_hidden_layers}
-    about = "pruned to hidden {hidden}, MLP {mlp}, {layers} layers".format(**record)
+    kept_size = {"hidden": pruned.config.hidden_size, "layers": pruned.config.num_hidden_layers}
+    record |= kept_size | ({"mlp": pruned.config.intermediate_size} if narrower else {})
+    about = "pruned to " + ", ".join(f"{n} {record[n]}" for n in _SIZE_NAMES if n in record)
     card = {"base_model": Path(model).name, **read_card(model), "about": about}
     how: dict[str, Any] = {"prompts": saved_prompts(model), "card": card, **saved_pooling(model)}
     export_model(pruned, tokenizer, output, max_length=length, **how)
