@@ -10,7 +10,7 @@ the text every character that Markdown acts on is escaped.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 from markupsafe import Markup
 
 from datagen.escape import inline
+from trainer.model_folder import read_settings
 
 CARD, README, META = "card.json", "README.md", "mteb_model_meta.json"
 SHOWN = 8  # names in one cell of a table
@@ -53,8 +54,7 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
 
 def read_card(model: str) -> dict[str, Any]:
     """What training knew of a model folder; nothing of one that was not made here."""
-    path = Path(model) / CARD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_settings(model, CARD)
 
 
 def merged_mixes(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -97,11 +97,7 @@ def model_meta(card: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, A
 
 def _facts(folder: Path) -> dict[str, Any]:
     """Size, shape and pooling, as the folder's files say; a model of others may lack some."""
-
-    def read(name: str) -> dict[str, Any]:
-        place = folder / name
-        return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-
+    read = partial(read_settings, folder)
     config, pooling = read("config.json"), read("1_Pooling/config.json")
     named = (word for name, word in _POOLING.items() if pooling.get(f"pooling_mode_{name}"))
     how = next(named, str(pooling.get("pooling_mode", "not stated")))

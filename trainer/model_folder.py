@@ -41,6 +41,12 @@ def _cut(file: Path, error: Exception) -> UserError:
     )
 
 
+def read_settings(model: str | Path, name: str) -> dict[str, Any]:
+    """A JSON file of a model folder; empty where there is none."""
+    path = Path(model) / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def saved_pooling(folder: str) -> dict[str, Any]:
     """`pooling` and `pool_instruction` of an export; a mean of all tokens for a plain folder."""
     path = Path(folder) / "1_Pooling" / "config.json"
@@ -62,8 +68,7 @@ def saved_causal(folder: str) -> bool:
 
 def saved_dtype(model: str) -> str:
     """The dtype a configuration names: `dtype`, or `torch_dtype` before transformers 5."""
-    path = Path(model) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_settings(model, "config.json")
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
@@ -71,21 +76,14 @@ def saved_prompts(model: str) -> dict[str, str]:
     """The prompts of a sentence-transformers folder; ours for a plain one."""
     from trainer.prompts import PROMPTS
 
-    path = Path(model) / "config_sentence_transformers.json"
-    prompts = (
-        json.loads(path.read_text(encoding="utf-8")).get("prompts", {}) if path.is_file() else {}
-    )
+    prompts = read_settings(model, "config_sentence_transformers.json").get("prompts", {})
     return prompts if {"query", "document"} <= prompts.keys() else PROMPTS
 
 
 def saved_length(model: str) -> int:
     """The longest text of a sentence-transformers folder, in tokens; of a plain one 512, or as many
     as the model has positions."""
-
-    def told(file: str, key: str) -> int | None:
-        path = Path(model) / file
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return found.get(key)
-
-    positions = told("config.json", "max_position_embeddings") or told("config.json", "n_positions")
-    return told("sentence_bert_config.json", "max_seq_length") or min(512, positions or 512)
+    config = read_settings(model, "config.json")
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    told = read_settings(model, "sentence_bert_config.json").get("max_seq_length")
+    return told or min(512, positions or 512)
